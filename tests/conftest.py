@@ -1,0 +1,53 @@
+"""Fixtures shared by all tests: no network, a private cache, and a small simulated factory."""
+
+import atexit
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ["HF_DATASETS_CACHE"] = _CACHE = tempfile.mkdtemp(prefix="nearfar_datasets_")
+atexit.register(shutil.rmtree, _CACHE, ignore_errors=True)
+
+import pytest  # noqa: E402 - the libraries read these variables when they are imported
+
+from data_scripts.factory import simulate_factory  # noqa: E402
+
+SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+TINY_ENCODER = {
+    "model_type": "nearfar_beats",
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "patch_embedding_size": 32,
+    "conv_position_kernel": 16,
+}
+
+
+@pytest.fixture(scope="session")
+def factory_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two machines of 14 + 6 training and 12 test clips, 1 s each, in the layout of 2026."""
+    folder = tmp_path_factory.mktemp("factory")
+    simulate_factory(
+        folder,
+        num_machines=2,
+        seed=3,
+        source_train=14,
+        target_train=6,
+        test_per_group=3,
+        seconds=1.0,
+        num_workers=1,
+    )
+    return folder
+
+
+@pytest.fixture(scope="session")
+def recordings_dir() -> Path:
+    """Real recordings of DCASE 2020; the test is skipped where they are not at hand."""
+    folder = SHARED_DATA / "dcase2020_sample"
+    if not folder.is_dir():
+        pytest.skip("the DCASE 2020 sample is not beside the repository")
+    return folder
