@@ -1,0 +1,1 @@
+"""Where clips come from: the challenge's recordings, or a simulated factory."""
