@@ -1,0 +1,79 @@
+"""What a published checkpoint carries: configuration, feature extractor, networks, reference bank.
+
+Importing this package registers its classes with transformers' Auto classes. A checkpoint's own
+code does not need it.
+"""
+
+from transformers import (
+    AutoConfig,
+    AutoFeatureExtractor,
+    AutoModel,
+    AutoModelForAudioClassification,
+)
+from transformers.pipelines import PIPELINE_REGISTRY
+
+from .configuration_asd import FORMAT_VERSION, AsdConfig, BeatsConfig
+from .detectors import DETECTORS, KnnDetector, NotFittedError
+from .feature_extraction_asd import CHANNELS, AsdFeatureExtractor
+from .front_ends import FRONT_ENDS, ComplexLeastSquares, NearFrontEnd
+from .heads import HEADS, ArcFaceHead
+from .modeling_asd import (
+    ENCODERS,
+    AsdForProxyClassification,
+    AsdModel,
+    AsdModelOutput,
+    AsdOutput,
+    AsdPreTrainedModel,
+)
+from .modeling_beats import BeatsForAudioClassification, BeatsModel
+from .pipeline_asd import AnomalousSoundDetectionPipeline
+from .pooling import POOLINGS, MeanPooling
+from .reference_bank import Decision, ReferenceBank, UnknownMachineError, encoder_fingerprint
+
+AutoConfig.register(AsdConfig.model_type, AsdConfig, exist_ok=True)
+for _config, _model, _classifier in (
+    (BeatsConfig, BeatsModel, BeatsForAudioClassification),
+    (AsdConfig, AsdModel, AsdForProxyClassification),
+):
+    AutoModel.register(_config, _model, exist_ok=True)
+    AutoModelForAudioClassification.register(_config, _classifier, exist_ok=True)
+    AutoFeatureExtractor.register(_config, AsdFeatureExtractor, exist_ok=True)
+# For pipeline("anomalous-sound-detection", model=model, feature_extractor=its_extractor); a folder
+# brings its own pipeline, which transformers takes with trust_remote_code=True only.
+PIPELINE_REGISTRY.register_pipeline(
+    "anomalous-sound-detection",
+    pipeline_class=AnomalousSoundDetectionPipeline,
+    pt_model=AutoModel,
+    type="audio",
+)
+
+__all__ = [
+    "CHANNELS",
+    "DETECTORS",
+    "ENCODERS",
+    "FORMAT_VERSION",
+    "FRONT_ENDS",
+    "HEADS",
+    "POOLINGS",
+    "AnomalousSoundDetectionPipeline",
+    "ArcFaceHead",
+    "AsdConfig",
+    "AsdFeatureExtractor",
+    "AsdForProxyClassification",
+    "AsdModel",
+    "AsdModelOutput",
+    "AsdOutput",
+    "AsdPreTrainedModel",
+    "BeatsConfig",
+    "BeatsForAudioClassification",
+    "BeatsModel",
+    "ComplexLeastSquares",
+    "Decision",
+    "KnnDetector",
+    "MeanPooling",
+    "NearFrontEnd",
+    "NotFittedError",
+    "ReferenceBank",
+    "UnknownMachineError",
+    "encoder_fingerprint",
+]

@@ -1,0 +1,390 @@
+"""The detector's network: front end, encoder, pooling, projection, and the head for training."""
+
+import copy
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.utils.generic import ModelOutput, can_return_tuple
+
+from .configuration_asd import AsdConfig
+from .front_ends import FRONT_ENDS
+from .heads import HEADS, ArcFaceHead
+from .modeling_beats import BeatsModel
+from .pooling import POOLINGS
+from .reference_bank import ReferenceBank
+
+if TYPE_CHECKING:
+    # save_pretrained looks for lines of this form: it is why a checkpoint carries its pipeline.
+    from .pipeline_asd import AnomalousSoundDetectionPipeline  # noqa: F401
+
+ENCODERS = {"nearfar_beats": BeatsModel}  # model_type of the encoder's config -> constructor
+
+# What config.json says about the code beside it, whichever class was saved.
+AUTO_MAP = {
+    "AutoConfig": "configuration_asd.AsdConfig",
+    "AutoModel": "modeling_asd.AsdModel",
+    "AutoModelForAudioClassification": "modeling_asd.AsdForProxyClassification",
+}
+CUSTOM_PIPELINES = {
+    "anomalous-sound-detection": {
+        "impl": "pipeline_asd.AnomalousSoundDetectionPipeline",
+        "pt": ["AutoModel"],
+        "type": "audio",
+    }
+}
+
+
+@dataclass
+class AsdModelOutput(ModelOutput):
+    """What an `AsdModel` makes of a batch.
+
+    Attributes:
+        embedding: (batch, views, bands, size), what is scored: pooled or projected, as
+            `config.scored_embedding` says. Views are ordered by channel, then by layer.
+        projected_embedding: (batch, views, bands, size'), what a head is trained on.
+    """
+
+    embedding: Tensor | None = None
+    projected_embedding: Tensor | None = None
+
+
+@dataclass
+class AsdOutput(ModelOutput):
+    """What an `AsdForProxyClassification` makes of a batch.
+
+    Attributes:
+        loss: Scalar, None without labels.
+        logits: (batch, num_labels) float32.
+        embedding: (batch, views, bands, size), as `AsdModelOutput`'s.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    embedding: Tensor | None = None
+
+
+class AsdPreTrainedModel(PreTrainedModel):
+    """What both models share: how weights start, and what a checkpoint folder holds."""
+
+    config_class = AsdConfig
+    config: AsdConfig
+    base_model_prefix = "asd"
+    main_input_name = "near_values"
+    input_modalities = ["audio"]  # noqa: RUF012 an instance attribute above
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_attention_backend = True
+
+    # Name or folder, revision, token and local_files_only of from_pretrained; None for a new model.
+    _loaded_from: dict[str, Any] | None = None
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, ArcFaceHead):
+            init.xavier_uniform_(module.weight)
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]  # what we do not touch stays in **kwargs
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str],
+        *args: Any,  # noqa: ANN401  handed on
+        **kwargs: Any,  # noqa: ANN401  handed on
+    ) -> Self:
+        """Load a model as transformers does, and remember from where, for its reference bank."""
+        origin = {
+            "revision": kwargs.get("revision"),
+            "token": kwargs.get("token"),
+            "local_files_only": bool(kwargs.get("local_files_only")),
+        }
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded  # output_loading_info=True
+        folder = Path(pretrained_model_name_or_path)
+        name_or_dir = str(folder.resolve() if folder.is_dir() else pretrained_model_name_or_path)
+        model._loaded_from = {"name_or_dir": name_or_dir, **origin}
+        return loaded
+
+    def load_reference_bank(self) -> ReferenceBank | None:
+        """Return the bank beside the weights this model was loaded from; None if there is none.
+
+        It is read at the same revision, with the same token. A new model has none.
+        """
+        if self._loaded_from is None:
+            return None
+        name_or_dir = Path(self._loaded_from["name_or_dir"])
+        if name_or_dir.is_absolute() and not name_or_dir.is_dir():  # deleted since, and no Hub name
+            return None
+        try:
+            return ReferenceBank.from_pretrained(**self._loaded_from)
+        except FileNotFoundError:
+            return None
+
+    def save_pretrained(  # type: ignore[override]  # what we do not touch stays in **kwargs
+        self,
+        save_directory: str | os.PathLike[str],
+        *,
+        is_main_process: bool = True,
+        push_to_hub: bool = False,
+        **kwargs: Any,  # noqa: ANN401  handed on
+    ) -> None:
+        """Save weights, config, code and, if this model was loaded with one, its reference bank.
+
+        A bank that is already in the folder stays as it is.
+
+        Args:
+            save_directory: Folder, made if needed.
+            is_main_process: Whether this process writes what all processes have in common.
+            push_to_hub: Upload the folder's content afterwards, to `repo_id` if given.
+            **kwargs: As transformers' `save_pretrained` and `push_to_hub` take them.
+        """
+        hub_options = {
+            key: kwargs.pop(key)
+            for key in ("repo_id", "commit_message", "create_pr", "private")
+            if key in kwargs
+        }
+        self.config.auto_map = dict(AUTO_MAP)
+        self.config.custom_pipelines = copy.deepcopy(CUSTOM_PIPELINES)
+        folder = Path(save_directory)
+        super().save_pretrained(folder, is_main_process=is_main_process, **kwargs)
+        if not is_main_process:
+            return
+        if not (folder / "reference_bank.json").exists():
+            bank = self.load_reference_bank()
+            if bank is not None:
+                bank.save_pretrained(folder)
+        if push_to_hub:  # after the bank is written, so that it is uploaded, too
+            repo_id = hub_options.pop("repo_id", folder.name)
+            self.push_to_hub(repo_id, token=kwargs.get("token"), **hub_options)
+
+
+class AsdModel(AsdPreTrainedModel):
+    """Clips -> embeddings: front end, encoder, pooling and, if configured, a projection.
+
+    Encoder layers above the deepest scored one are not built: they would cost time and memory, and
+    never see a gradient, which distributed training refuses.
+    """
+
+    _keys_to_ignore_on_load_unexpected = [r"^head\."]  # noqa: RUF012 an instance attribute above
+
+    def __init__(self, config: AsdConfig) -> None:
+        super().__init__(config)
+        encoder_config: Any = config.encoder_config  # of the class that its model_type names
+        self.depth: int = encoder_config.num_hidden_layers
+        self.layers = tuple(config.layers or [self.depth])  # counted from 1
+        self.front_end = FRONT_ENDS[config.front_end](**(config.front_end_options or {}))
+        self.encoder = ENCODERS[encoder_config.model_type](encoder_config)
+        self.encoder.layers = self.encoder.layers[: max(self.layers)]
+        self.pooling = POOLINGS[config.pooling](
+            encoder_config.hidden_size, **(config.pooling_options or {})
+        )
+        self.projection = Projection(config, self.pooling.output_size)
+        self.post_init()
+
+    def load_encoder(self, encoder: BeatsModel) -> None:
+        """Take over the weights of a pre-trained encoder, but for the layers that are not scored.
+
+        Args:
+            encoder: Of the class and the sizes that `config.encoder_config` describes.
+
+        Raises:
+            ValueError: It lacks a weight, or has one too many.
+        """
+        missing, unexpected = self.encoder.load_state_dict(encoder.state_dict(), strict=False)
+        unscored = tuple(f"layers.{i}." for i in range(max(self.layers), len(encoder.layers)))
+        unexpected = [key for key in unexpected if not key.startswith(unscored)]
+        if missing or unexpected:
+            raise ValueError(
+                f"The encoder does not fit config.encoder_config: missing {missing}, unexpected "
+                f"{unexpected}. Take its own config: AsdConfig(encoder_config=encoder.config)."
+            )
+
+    @can_return_tuple  # type: ignore[untyped-decorator]  # transformers' own
+    def forward(
+        self,
+        near_values: Tensor,
+        far_values: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        front_end_strength: Tensor | None = None,
+        has_far: Tensor | None = None,
+    ) -> AsdModelOutput:
+        """Return the embeddings of a batch of clips.
+
+        Args:
+            near_values: (batch, num_samples) float32 in [-1, 1], padded at the end.
+            far_values: The far microphone, same shape and clock; a clip of zeros has none. None:
+                no clip has one.
+            attention_mask: (batch, num_samples), 1 = sound, then 0 = padding. None: no padding.
+            front_end_strength: (batch,) in [0, 1], how much of the front end's change is made to
+                each clip; at 0 the encoder hears near. None = 1.
+            has_far: (batch,) bool, as AsdFeatureExtractor returns it. Only read where the far
+                channel is encoded: silence in place of a missing microphone is refused.
+
+        Raises:
+            ValueError: The far channel is to be encoded and missing, shapes differ, or a clip is
+                shorter than one patch.
+        """
+        if attention_mask is None:
+            attention_mask = torch.ones_like(near_values, dtype=torch.long)
+        if "far" in self.config.channels:
+            check_far(far_values, has_far)
+        waveforms = self.waveforms(near_values, far_values, attention_mask, front_end_strength)
+        views = [
+            view
+            for channel in self.config.channels
+            for view in self.encode(waveforms[channel], attention_mask)
+        ]
+        pooled = torch.stack(views, dim=1)  # views x (B, bands, D) -> (B, views, bands, D)
+        projected = self.projection(pooled)
+        scored = pooled if self.config.scored_embedding == "pooled" else projected
+        return AsdModelOutput(embedding=scored, projected_embedding=projected)
+
+    def waveforms(
+        self,
+        near: Tensor,
+        far: Tensor | None,
+        attention_mask: Tensor,
+        front_end_strength: Tensor | None,
+    ) -> dict[str, Tensor]:
+        """Return what the encoder hears of each channel, (batch, num_samples) float32.
+
+        Zero behind each clip's end.
+        """
+        if any(x is not None and x.shape != near.shape for x in (far, attention_mask)):
+            raise ValueError(
+                f"near_values {tuple(near.shape)}, far_values "
+                f"{None if far is None else tuple(far.shape)} and attention_mask "
+                f"{tuple(attention_mask.shape)} must have one shape. AsdFeatureExtractor pads a "
+                "batch so."
+            )
+        padding = attention_mask == 0
+        near = near.float().masked_fill(padding, 0.0)
+        if far is None:
+            return {"near": near}
+        far = far.float().masked_fill(padding, 0.0)
+        cleaned = self.front_end(near, far, (~padding).sum(dim=1))
+        strength = far.any(dim=1).to(near.dtype)  # no far, no change
+        if front_end_strength is not None:
+            strength = strength * front_end_strength.to(near)
+        # lerp is exact at both ends.
+        return {"near": torch.lerp(near, cleaned, strength[:, None]), "far": far}
+
+    def encode(self, waveform: Tensor, attention_mask: Tensor) -> list[Tensor]:
+        """Return one embedding (batch, bands, D) per scored layer of one channel."""
+        output = self.encoder(
+            waveform,
+            attention_mask=attention_mask,
+            output_hidden_states=any(layer != self.depth for layer in self.layers),
+        )
+        patch_mask = self.encoder.patch_mask(attention_mask)  # (B, patches)
+        grid = self.encoder.patch_grid(waveform.shape[1])
+        return [
+            self.pooling(
+                output.last_hidden_state if layer == self.depth else output.hidden_states[layer],
+                patch_mask,
+                grid,
+            )
+            for layer in self.layers
+        ]
+
+
+def check_far(far_values: Tensor | None, has_far: Tensor | None) -> None:
+    """Raise ValueError where the far channel is to be encoded and there is none."""
+    missing = "every clip" if far_values is None else None
+    if has_far is not None and not bool(has_far.all()):
+        missing = f"clips {(~has_far).nonzero().flatten().tolist()} of the batch"
+    if missing:
+        raise ValueError(
+            f"This model's config.channels has 'far', but far_values is missing for {missing}. "
+            "Pass it, or take a model of channels=['near']."
+        )
+
+
+class Projection(nn.Module):
+    """What stands between pooling and head; the same for each view and band.
+
+    Args:
+        config: Its `projection`, `projection_size` and `projection_dropout` are read.
+        input_size: Size of a pooled embedding.
+
+    Attributes:
+        output_size: Size of a projected embedding.
+    """
+
+    def __init__(self, config: AsdConfig, input_size: int) -> None:
+        super().__init__()
+        linear = config.projection != "none"
+        self.output_size = (linear and config.projection_size) or input_size
+        self.norm = nn.BatchNorm1d(input_size) if config.projection == "batch_norm_linear" else None
+        self.dropout = nn.Dropout(config.projection_dropout)
+        self.linear = nn.Linear(input_size, self.output_size) if linear else None
+
+    def forward(self, embedding: Tensor) -> Tensor:
+        """Map (batch, views, bands, D) to (batch, views, bands, output_size)."""
+        if self.linear is None:
+            return embedding
+        projected = embedding.flatten(0, 2).to(self.linear.weight.dtype)  # (B * views * bands, D)
+        if self.norm is not None:
+            projected = self.norm(projected)
+        projected = self.linear(self.dropout(projected))
+        shaped: Tensor = projected.unflatten(0, embedding.shape[:3])
+        return shaped
+
+
+class AsdForProxyClassification(AsdPreTrainedModel):
+    """An `AsdModel` and the head that trains it by telling apart proxy classes of normal clips."""
+
+    def __init__(self, config: AsdConfig) -> None:
+        super().__init__(config)
+        self.asd = AsdModel(config)
+        num_classes: Any = config.num_labels  # its type leaves None open
+        self.head = HEADS[config.head](
+            self.asd.projection.output_size, num_classes, **(config.head_options or {})
+        )
+        self.post_init()
+
+    @can_return_tuple  # type: ignore[untyped-decorator]  # transformers' own
+    def forward(
+        self,
+        near_values: Tensor,
+        far_values: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        front_end_strength: Tensor | None = None,
+        labels: Tensor | None = None,
+        domain_labels: Tensor | None = None,  # noqa: ARG002  reserved, see below
+        has_far: Tensor | None = None,
+    ) -> AsdOutput:
+        """Return loss, logits and embeddings of a batch of clips.
+
+        Args:
+            near_values: As `AsdModel`'s, like the three after it.
+            far_values: (batch, num_samples) or None.
+            attention_mask: (batch, num_samples) or None.
+            front_end_strength: (batch,) or None.
+            labels: (batch,) int64 proxy classes, or (batch, num_labels) soft ones in [0, 1].
+            domain_labels: (batch,) int64, 0 = source, 1 = target. For heads that adapt to domains;
+                ArcFace reads none.
+            has_far: (batch,) bool or None, as `AsdModel`'s.
+        """
+        output = self.asd(near_values, far_values, attention_mask, front_end_strength, has_far)
+        logits = self.head(output.projected_embedding.mean(dim=(1, 2)), labels)
+        loss = None if labels is None else self.head.loss(logits, labels)
+        return AsdOutput(loss=loss, logits=logits, embedding=output.embedding)
+
+
+AsdModel.register_for_auto_class("AutoModel")
+AsdForProxyClassification.register_for_auto_class("AutoModelForAudioClassification")
+
+__all__ = [
+    "ENCODERS",
+    "AsdForProxyClassification",
+    "AsdModel",
+    "AsdModelOutput",
+    "AsdOutput",
+    "AsdPreTrainedModel",
+]

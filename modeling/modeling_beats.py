@@ -1,0 +1,570 @@
+"""BEATs (Chen et al., 2022), a Transformer over 16 x 16 patches of a log-mel spectrogram."""
+
+import math
+from collections.abc import Callable
+from typing import Any, Unpack
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutput, SequenceClassifierOutput
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils.generic import (
+    TransformersKwargs,
+    can_return_tuple,
+    merge_with_config_defaults,
+)
+from transformers.utils.output_capturing import capture_outputs
+
+from .configuration_asd import BeatsConfig
+from .spectrogram import KaldiLogMel
+
+
+class BeatsPatchEmbedding(nn.Module):
+    """Patches of the spectrogram, each projected to `hidden_size` on its own."""
+
+    def __init__(self, config: BeatsConfig) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(
+            1,
+            config.patch_embedding_size,
+            kernel_size=config.patch_size,
+            stride=config.patch_size,
+            bias=config.conv_bias,
+        )
+        self.norm = nn.LayerNorm(config.patch_embedding_size, eps=config.layer_norm_eps)
+        self.projection = nn.Linear(config.patch_embedding_size, config.hidden_size)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Turn (batch, frames, mel bins) into (batch, time * band, hidden), band running fastest.
+
+        A last patch that is not full is left out.
+        """
+        patches = self.convolution(features.to(self.convolution.weight.dtype)[:, None])
+        embedded: Tensor = self.projection(self.norm(patches.flatten(2).transpose(1, 2)))
+        return embedded
+
+
+class BeatsConvolutionalPosition(nn.Module):
+    """Position embedding by a grouped convolution along the patches, added to them.
+
+    Its weight is `magnitude * direction / ||direction||`, the norm taken per tap (weight
+    normalisation, Salimans and Kingma, 2016, over all dimensions but the last).
+    """
+
+    def __init__(self, config: BeatsConfig) -> None:
+        super().__init__()
+        taps, groups = config.conv_position_kernel, config.conv_position_groups
+        if config.hidden_size % groups:
+            raise ValueError(
+                f"hidden_size={config.hidden_size} is not a multiple of "
+                f"conv_position_groups={groups}."
+            )
+        self.groups = groups
+        self.magnitude = nn.Parameter(torch.empty(1, 1, taps))
+        self.direction = nn.Parameter(
+            torch.empty(config.hidden_size, config.hidden_size // groups, taps)
+        )
+        self.bias = nn.Parameter(torch.empty(config.hidden_size))
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """Return (batch, patches, hidden) for the same."""
+        taps = self.direction.shape[-1]
+        # Padded by half the kernel on both sides, an even kernel gives one output too many.
+        position = F.conv1d(
+            hidden_states.transpose(1, 2),
+            self.weight(),
+            self.bias,
+            padding=taps // 2,
+            groups=self.groups,
+        )[..., : hidden_states.shape[1]]
+        return hidden_states + F.gelu(position).transpose(1, 2)
+
+    def weight(self) -> Tensor:
+        """Return the kernel, (hidden, hidden / groups, taps)."""
+        # The sum of many squares: in float32 at least.
+        direction = self.direction.to(torch.promote_types(self.direction.dtype, torch.float32))
+        norm = torch.linalg.vector_norm(direction, dim=(0, 1), keepdim=True)
+        weight: Tensor = self.magnitude * direction / norm
+        return weight.to(self.direction.dtype)
+
+
+class BeatsAttention(nn.Module):
+    """Self-attention with a relative position bias that every head and query gates (Eq. 3-4)."""
+
+    is_causal = False
+
+    def __init__(self, config: BeatsConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.head_size = config.hidden_size // config.num_attention_heads
+        self.scaling = self.head_size**-0.5
+        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.k_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.out_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        if config.gated_position_bias:
+            self.gate = nn.Linear(self.head_size, 8)
+            self.gate_scale = nn.Parameter(torch.empty(config.num_attention_heads, 1, 1))
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        position_bias: Tensor,
+        patch_mask: Tensor | None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the context (batch, patches, hidden) and, where eager, the weights.
+
+        Args:
+            hidden_states: (batch, patches, hidden).
+            position_bias: (heads, patches, patches), query by key.
+            patch_mask: (batch, patches) bool, False where nothing may be looked at.
+            **kwargs: To the attention function.
+        """
+        shape = (*hidden_states.shape[:-1], -1, self.head_size)
+        query, key, value = (
+            projection(hidden_states).view(shape).transpose(1, 2)  # (B, heads, N, head_size)
+            for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        attend: Callable[..., tuple[Tensor, Tensor | None]] = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        context, weights = attend(
+            self,
+            query,
+            key,
+            value,
+            self.additive_mask(query, position_bias, patch_mask),
+            dropout=self.config.attention_dropout if self.training else 0.0,
+            scaling=self.scaling,
+            **kwargs,
+        )
+        return self.out_proj(context.flatten(2)), weights
+
+    def additive_mask(
+        self, query: Tensor, position_bias: Tensor, patch_mask: Tensor | None
+    ) -> Tensor:
+        """Return what is added to the attention logits, (batch, heads, patches, patches)."""
+        dtype = position_bias.dtype
+        mask = position_bias.new_zeros(())
+        if patch_mask is not None:
+            # Not -inf: a clip without a single patch would come out as NaN.
+            padding = ~patch_mask[:, None, None]  # (B, 1, 1, N)
+            lowest = torch.finfo(query.dtype).min
+            mask = torch.zeros_like(padding, dtype=dtype).masked_fill(padding, lowest)
+        if self.config.gated_position_bias:
+            # The query is not scaled yet. Two sums of four outputs each: (B, heads, N, 2).
+            gates = self.gate(query).to(dtype).unflatten(-1, (2, 4)).sum(dim=-1).sigmoid()
+            update, reset = gates.chunk(2, dim=-1)  # (B, heads, N, 1)
+            mask = torch.addcmul(
+                mask, update * (reset * self.gate_scale - 1.0) + 2.0, position_bias
+            )
+        else:
+            mask = mask + position_bias.expand(query.shape[0], -1, -1, -1)
+        return mask.to(query.dtype)
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor,
+    *,
+    scaling: float,
+    dropout: float = 0.0,
+    **_: Unpack[TransformersKwargs],
+) -> tuple[Tensor, Tensor]:
+    """Attend in plain operations, the softmax in float32 at least; returns the weights, too."""
+    logits = query @ key.transpose(2, 3) * scaling + attention_mask
+    precise = torch.promote_types(logits.dtype, torch.float32)
+    weights = logits.softmax(dim=-1, dtype=precise).to(query.dtype)
+    context = F.dropout(weights, dropout, module.training) @ value
+    return context.transpose(1, 2).contiguous(), weights
+
+
+class BeatsLayer(GradientCheckpointingLayer):
+    """Post-norm Transformer layer with residuals scaled by deep-norm (Wang et al., 2022)."""
+
+    def __init__(self, config: BeatsConfig) -> None:
+        super().__init__()
+        self.residual_scale = (
+            (2 * config.num_hidden_layers) ** 0.25 if config.deep_norm else 1.0  # alpha
+        )
+        self.layerdrop = config.layerdrop
+        self.attention = BeatsAttention(config)
+        self.attention_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.output_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout)
+        self.activation_dropout = nn.Dropout(config.activation_dropout)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        position_bias: Tensor,
+        patch_mask: Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> Tensor:
+        """Return (batch, patches, hidden); the arguments are those of `BeatsAttention.forward`."""
+        skipped = hidden_states
+        attended, _ = self.attention(hidden_states, position_bias, patch_mask, **kwargs)
+        hidden_states = self.attention_norm(
+            self.residual_scale * hidden_states + self.dropout(attended)
+        )
+        inner = self.activation_dropout(F.gelu(self.fc1(hidden_states)))
+        hidden_states = self.output_norm(
+            self.residual_scale * hidden_states + self.dropout(self.fc2(inner))
+        )
+        if self.training and self.layerdrop > 0:
+            # Computed and then dropped: distributed training needs a gradient for each parameter.
+            keep = torch.rand((), device=hidden_states.device) >= self.layerdrop
+            hidden_states = torch.where(keep, hidden_states, skipped)
+        return hidden_states
+
+
+class BeatsPreTrainedModel(PreTrainedModel):
+    """What the BEATs models share: names, capabilities, initial weights."""
+
+    config_class = BeatsConfig
+    config: BeatsConfig
+    base_model_prefix = "beats"
+    main_input_name = "input_values"
+    input_modalities = ["audio"]  # noqa: RUF012 an instance attribute above
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["BeatsLayer", "BeatsConvolutionalPosition"]  # noqa: RUF012 likewise
+    _supports_sdpa = True
+    _supports_attention_backend = True
+    _can_record_outputs = {"hidden_states": BeatsLayer, "attentions": BeatsAttention}  # noqa: RUF012
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Draw the weights that deep-norm prescribes (Wang et al., 2022, Fig. 2).
+
+        Xavier, whose size follows the layer's width, with gain beta = (8 * layers) ** -0.25 on the
+        value, output and feed-forward maps: a model of any size trains from scratch.
+        """
+        super()._init_weights(module)
+        depth = self.config.num_hidden_layers
+        gain = (8 * depth) ** -0.25 if self.config.deep_norm else 1.0
+        if isinstance(module, BeatsPatchEmbedding):
+            init.xavier_normal_(module.convolution.weight)
+            init.xavier_normal_(module.projection.weight)
+        elif isinstance(module, BeatsConvolutionalPosition):
+            hidden_size, _, taps = module.direction.shape
+            init.normal_(module.direction, std=2 / math.sqrt(taps * hidden_size))
+            norm = torch.linalg.vector_norm(module.direction, dim=(0, 1), keepdim=True)
+            init.copy_(module.magnitude, norm)
+            init.zeros_(module.bias)
+        elif isinstance(module, BeatsAttention):
+            init.xavier_normal_(module.q_proj.weight)
+            init.xavier_normal_(module.k_proj.weight)
+            init.xavier_normal_(module.v_proj.weight, gain=gain)
+            init.xavier_normal_(module.out_proj.weight, gain=gain)
+            if self.config.gated_position_bias:
+                init.ones_(module.gate_scale)
+        elif isinstance(module, BeatsLayer):
+            init.xavier_normal_(module.fc1.weight, gain=gain)
+            init.xavier_normal_(module.fc2.weight, gain=gain)
+
+
+class BeatsModel(BeatsPreTrainedModel):
+    """The BEATs encoder: waveform in, one vector per patch and layer out.
+
+    A patch covers 16 frames (160 ms) by 16 mel bins. Patches are ordered by time, then by band:
+    patch t * 8 + b. A clip's patches come out the same alone, in a batch and beside longer clips.
+
+    To step through the layers by hand:
+
+        features = model.spectrogram(input_values)
+        patch_mask = model.patch_mask(attention_mask)
+        hidden_states = model.embed_patches(features, patch_mask)
+        position_bias = model.position_bias(hidden_states.shape[1])
+        for layer in model.layers:
+            hidden_states = layer(hidden_states, position_bias, patch_mask)
+
+    Args:
+        config: Of the encoder.
+    """
+
+    def __init__(self, config: BeatsConfig) -> None:
+        super().__init__(config)
+        self.log_mel = KaldiLogMel(
+            sampling_rate=config.sampling_rate,
+            num_mel_bins=config.num_mel_bins,
+            window="povey",
+            scale=2.0**15,
+        )
+        self.patch_embedding = BeatsPatchEmbedding(config)
+        self.input_dropout = nn.Dropout(config.input_dropout)
+        self.position = BeatsConvolutionalPosition(config)
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout)
+        self.relative_bias = nn.Embedding(config.num_buckets, config.num_attention_heads)
+        self.layers = nn.ModuleList(BeatsLayer(config) for _ in range(config.num_hidden_layers))
+        self.post_init()
+
+    @merge_with_config_defaults  # type: ignore[untyped-decorator]  # transformers' own
+    @capture_outputs  # type: ignore[untyped-decorator]  # likewise
+    def forward(
+        self,
+        input_values: Tensor | None = None,
+        *,
+        input_features: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutput:
+        """Encode clips.
+
+        Args:
+            input_values: (batch, num_samples) in [-1, 1] at `config.sampling_rate`, padded at the
+                end. Give either this or `input_features`.
+            input_features: (batch, frames, mel bins), what `spectrogram` returns.
+            attention_mask: (batch, num_samples), 1 where there is sound, 0 in the padding behind
+                it; of samples also with `input_features`. None means that no clip is padded.
+            **kwargs: `output_hidden_states`, `output_attentions` (eager attention only),
+                `return_dict`.
+
+        Returns:
+            `last_hidden_state` (batch, patches, hidden) and, on request, `hidden_states`: the input
+            of layer 1, then the output of each layer. What stands at masked patches is finite but
+            means nothing: leave it out by `patch_mask(attention_mask)`.
+
+        Raises:
+            ValueError: Both inputs or neither came, a clip is shorter than one patch, or the mask
+                does not fit.
+        """
+        features = self._features(input_values, input_features)
+        patch_mask = None
+        if attention_mask is not None:
+            self._check_attention_mask(attention_mask, features, input_values)
+            patch_mask = self.patch_mask(attention_mask)
+        hidden_states = self.embed_patches(features, patch_mask)
+        position_bias = self.position_bias(hidden_states.shape[1])
+        for layer in self.layers:
+            # By position: reentrant activation checkpointing sees no other gradients.
+            hidden_states = layer(hidden_states, position_bias, patch_mask, **kwargs)
+        return BaseModelOutput(last_hidden_state=hidden_states)
+
+    def spectrogram(self, input_values: Tensor) -> Tensor:
+        """Return the normalised log-mel spectrogram, (batch, frames, mel bins) float32.
+
+        Args:
+            input_values: (batch, num_samples) in [-1, 1] at `config.sampling_rate`.
+        """
+        if input_values.ndim != 2:
+            raise ValueError(
+                f"input_values have the shape {tuple(input_values.shape)}, expected "
+                "(batch, num_samples). Add the batch axis, and give one channel only."
+            )
+        self._check_num_samples(input_values.shape[1], "Clips")
+        log_mel = self.log_mel(input_values)
+        normalised: Tensor = log_mel - self.config.spectrogram_mean
+        return normalised / (2 * self.config.spectrogram_std)
+
+    def embed_patches(self, features: Tensor, patch_mask: Tensor | None = None) -> Tensor:
+        """Return the input of the first layer, (batch, patches, hidden).
+
+        Args:
+            features: (batch, frames, mel bins), normalised.
+            patch_mask: (batch, patches) bool, False at patches of padding; None: all are sound.
+        """
+        hidden_states = self.input_dropout(self.patch_embedding(features))
+        if patch_mask is not None:
+            # So the convolution along the patches sees behind a clip's end what it sees behind a
+            # batch's end: zeros.
+            hidden_states = hidden_states.masked_fill(~patch_mask[..., None], 0.0)
+        embedded: Tensor = self.dropout(self.norm(self.position(hidden_states)))
+        return embedded
+
+    def position_bias(self, num_patches: int) -> Tensor:
+        """Return the bias of all layers before its gate, (heads, num_patches, num_patches).
+
+        It depends on key minus query, counted in patches of the flattened sequence, so one row of
+        2 * num_patches - 1 distances holds it all.
+        """
+        device = self.relative_bias.weight.device
+        distance = torch.arange(1 - num_patches, num_patches, device=device)
+        buckets = relative_position_bucket(
+            distance, num_buckets=self.config.num_buckets, max_distance=self.config.max_distance
+        )
+        by_distance: Tensor = self.relative_bias(buckets).T  # (heads, 2N - 1), from 1 - N to N - 1
+        # Row r of the windows begins at distance r - (N - 1), that is query N - 1 - r.
+        return by_distance.unfold(1, num_patches, 1).flip(1)
+
+    @property
+    def num_samples_per_patch(self) -> int:
+        """Samples of the shortest clip that can be encoded, one patch long."""
+        return self.log_mel.num_samples(self.config.patch_size)
+
+    def patch_grid(self, num_samples: int) -> tuple[int, int]:
+        """Return how many patches clips of `num_samples` give, (time, band)."""
+        size = self.config.patch_size
+        return self.log_mel.num_frames(num_samples) // size, self.config.num_mel_bins // size
+
+    def patch_mask(self, attention_mask: Tensor) -> Tensor:
+        """Return which patches consist of sound alone, (batch, patches) bool.
+
+        Args:
+            attention_mask: (batch, num_samples), 1 where there is sound, 0 in the padding at the
+                end.
+        """
+        time, band = self.patch_grid(attention_mask.shape[1])
+        lengths = attention_mask.sum(dim=1, dtype=torch.long)
+        hop = self.config.patch_size * self.log_mel.hop_length
+        ends = self.num_samples_per_patch + hop * torch.arange(time, device=lengths.device)
+        return (lengths[:, None] >= ends).repeat_interleave(band, dim=1)
+
+    def _features(self, input_values: Tensor | None, input_features: Tensor | None) -> Tensor:
+        """Return the one input that was given as a spectrogram, or raise ValueError."""
+        if input_values is not None and input_features is None:
+            return self.spectrogram(input_values)
+        if input_features is None or input_values is not None:
+            came = "neither" if input_values is None else "both"
+            raise ValueError(
+                f"{type(self).__name__} got {came} of input_values and input_features. Give one: "
+                "the waveform, or what spectrogram() makes of it."
+            )
+        if input_features.ndim != 3 or input_features.shape[2] != self.config.num_mel_bins:
+            raise ValueError(
+                f"input_features have the shape {tuple(input_features.shape)}, expected "
+                f"(batch, frames, {self.config.num_mel_bins}). Take them from spectrogram()."
+            )
+        if input_features.shape[1] < self.config.patch_size:
+            raise ValueError(
+                f"input_features have {input_features.shape[1]} frames; one patch takes "
+                f"{self.config.patch_size}. Leave the clip out, or pad it with zeros."
+            )
+        return input_features
+
+    def _check_num_samples(self, num_samples: int, subject: str) -> None:
+        needed = self.num_samples_per_patch
+        if num_samples < needed:
+            raise ValueError(
+                f"{subject} of {num_samples} samples came; one patch needs {needed} "
+                f"({needed / self.config.sampling_rate:.3f} s). Leave shorter clips out, or pad "
+                "them with zeros that count as sound."
+            )
+
+    def _check_attention_mask(
+        self, attention_mask: Tensor, features: Tensor, input_values: Tensor | None
+    ) -> None:
+        """Refuse a mask of another shape, with holes, or of a clip shorter than one patch."""
+        time = features.shape[1] // self.config.patch_size
+        if (
+            attention_mask.ndim != 2
+            or attention_mask.shape[0] != features.shape[0]
+            or self.patch_grid(attention_mask.shape[1])[0] != time
+            or (input_values is not None and attention_mask.shape != input_values.shape)
+        ):
+            raise ValueError(
+                f"attention_mask has the shape {tuple(attention_mask.shape)}, which does not fit "
+                f"{features.shape[0]} clips of {features.shape[1]} frames. Give one value per "
+                "sample of the padded waveform."
+            )
+        if torch.compiler.is_compiling():
+            return  # what follows reads values, which would break the graph
+        sound = attention_mask.bool()
+        shortest, holes = torch.stack(
+            [sound.sum(dim=1).amin(), (sound[:, 1:] > sound[:, :-1]).sum()]
+        ).tolist()
+        if holes:
+            raise ValueError(
+                "attention_mask has a 0 before a 1. Padding belongs at the end of a clip."
+            )
+        self._check_num_samples(shortest, "A clip")
+
+
+class BeatsForAudioClassification(BeatsPreTrainedModel):
+    """BEATs with the predictor that fine-tuning added: a class logit per patch, then the mean.
+
+    The labels are those of AudioSet, several per clip: probabilities are `logits.sigmoid()`.
+
+    Args:
+        config: Of the encoder; `num_labels` or `id2label` says which classes.
+    """
+
+    def __init__(self, config: BeatsConfig) -> None:
+        super().__init__(config)
+        self.beats = BeatsModel(config)
+        num_labels: Any = config.num_labels  # its type leaves None open
+        self.predictor = nn.Linear(config.hidden_size, num_labels)
+        self.post_init()
+
+    @can_return_tuple  # type: ignore[untyped-decorator]  # transformers' own
+    def forward(
+        self,
+        input_values: Tensor | None = None,
+        *,
+        input_features: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> SequenceClassifierOutput:
+        """Classify clips.
+
+        Args:
+            input_values: As in `BeatsModel.forward`.
+            input_features: As there.
+            attention_mask: As there.
+            labels: (batch, num_labels) float in [0, 1]; the loss is the binary cross-entropy.
+            **kwargs: As there.
+
+        Returns:
+            `logits` (batch, num_labels), `loss` if there are labels, and what else was asked for.
+        """
+        outputs = self.beats(
+            input_values, input_features=input_features, attention_mask=attention_mask, **kwargs
+        )
+        logits = self.predictor(outputs.last_hidden_state)  # (B, N, num_labels)
+        if attention_mask is None:
+            logits = logits.mean(dim=1)
+        else:
+            mask = self.beats.patch_mask(attention_mask)[..., None]
+            logits = logits.where(mask, 0.0).sum(dim=1) / mask.sum(dim=1)
+        loss = None
+        if labels is not None:
+            loss = F.binary_cross_entropy_with_logits(logits.float(), labels.float())
+        return SequenceClassifierOutput(
+            loss=loss,
+            logits=logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+def relative_position_bucket(distance: Tensor, *, num_buckets: int, max_distance: int) -> Tensor:
+    """Return the bucket of each distance, int64 (after Raffel et al., 2020).
+
+    Half the buckets are for keys after the query. In each half, half of the buckets hold one
+    distance each, the rest grow logarithmically up to `max_distance`; the last takes all beyond.
+
+    Args:
+        distance: int64, key minus query.
+        num_buckets: Of both directions.
+        max_distance: From here on, all distances share a bucket.
+    """
+    half = num_buckets // 2
+    exact = half // 2
+    magnitude = distance.abs()
+    # The Metal backend knows no float64.
+    precise = torch.float32 if distance.device.type == "mps" else torch.float64
+    octaves = (magnitude.clamp_min(exact).to(precise) / exact).log()
+    coarse = exact + (octaves / math.log(max_distance / exact) * (half - exact)).long()
+    bucket = magnitude.where(magnitude < exact, coarse.clamp_max(half - 1))
+    return bucket + half * (distance > 0)
+
+
+BeatsModel.register_for_auto_class("AutoModel")
+BeatsForAudioClassification.register_for_auto_class("AutoModelForAudioClassification")
+
+__all__ = [
+    "BeatsForAudioClassification",
+    "BeatsModel",
+    "BeatsPreTrainedModel",
+]

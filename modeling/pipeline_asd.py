@@ -1,0 +1,274 @@
+"""The pipeline "anomalous-sound-detection": a recording in, a verdict out."""
+
+import io
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import Pipeline, PreTrainedModel
+
+from .feature_extraction_asd import CHANNELS
+from .reference_bank import ReferenceBank
+
+try:
+    import soundfile
+except ImportError:  # arrays need no decoder
+    soundfile = None
+
+Row = Mapping[str, Any]
+Audio = NDArray[Any] | list[float] | Tensor | str | os.PathLike[str] | Row
+Result = dict[str, Any]
+
+AUDIO_KEYS = {"bytes", "path", "array"}  # of a cell of a datasets Audio column
+
+
+class AnomalousSoundDetectionPipeline(Pipeline):
+    """Say how far recordings lie from what the reference bank knows as normal.
+
+    `pipeline("anomalous-sound-detection", model=repo_or_folder, trust_remote_code=True)` builds it;
+    the checkpoint's bank is read when it is first needed, and refused if it belongs to another
+    model. Calling it takes, with `machine=` for a bank of several machines:
+
+    - the path of a wav or flac file: one channel is near, of two the first is near, the second far;
+    - `near=`, `far=` (optional) and `sampling_rate=`: waveforms, as `AsdFeatureExtractor` takes;
+    - a row of a data set: near, far (each a waveform, a path, or a cell of an Audio column),
+      optionally sampling_rate, file_name, and machine, or year, machine_type and section;
+    - a list of these, which returns a list, or any other iterable of them, which returns an
+      iterator. Neither batch_size nor the clips beside it change a clip's result.
+
+    A result is a dict of plain Python values: anomaly_score, threshold, anomalous, p_value (see
+    `Decision`; the last three are None for a machine without calibration), nearest_references
+    (file_name, domain and distance of each) and machine, its full name. Nothing is resampled.
+    """
+
+    # The base class's None would type these; they are bool | None.
+    _load_tokenizer = _load_processor = False  # type: ignore[assignment]
+    _load_image_processor = _load_video_processor = False  # type: ignore[assignment]
+    _load_feature_extractor = True  # type: ignore[assignment]
+
+    model: Any  # an AsdModel, or anything called like it, with load_reference_bank
+    feature_extractor: Any  # an AsdFeatureExtractor
+
+    def __init__(self, model: PreTrainedModel, **kwargs: Any) -> None:  # noqa: ANN401  pipeline()'s
+        kwargs.pop("local_files_only", None)  # pipeline() hands on what it has already used
+        super().__init__(model, **kwargs)
+        self.model.eval()
+        self._reference_bank: ReferenceBank | None = None
+
+    @property
+    def reference_bank(self) -> ReferenceBank:
+        """The bank that clips are compared with; set it to use, or to save, another one.
+
+        Raises:
+            FileNotFoundError: The checkpoint has none, and none was set.
+            ValueError: It was fitted on another model's embeddings.
+        """
+        if self._reference_bank is None:
+            bank = self.model.load_reference_bank()
+            if bank is None:
+                raise FileNotFoundError(
+                    f"{self.model.name_or_path or 'This model'} has no reference bank. Fit a "
+                    "ReferenceBank with this model, and set pipe.reference_bank or save it in the "
+                    "model's folder."
+                )
+            self.reference_bank = bank
+        assert self._reference_bank is not None
+        return self._reference_bank
+
+    @reference_bank.setter
+    def reference_bank(self, bank: ReferenceBank) -> None:
+        bank.check_encoder(self.model)
+        self._reference_bank = bank
+
+    def __call__(  # type: ignore[override]  # a clip may come as keywords, without inputs
+        self,
+        inputs: object = None,
+        *,
+        near: NDArray[Any] | list[float] | Tensor | None = None,
+        far: NDArray[Any] | list[float] | Tensor | None = None,
+        machine: str | None = None,
+        sampling_rate: int | None = None,
+        num_nearest: int | None = None,
+        **kwargs: int | None,
+    ) -> Result | list[Result] | Iterator[Result]:
+        """Judge one clip or many; the class says what a clip is and what is returned.
+
+        Args:
+            inputs: A path, a row, or many of them.
+            near: One waveform, (num_samples,), instead of `inputs`.
+            far: The far microphone, same length.
+            machine: Of every clip, whatever its row says: a full name or a bare machine type.
+            sampling_rate: In hertz, of the waveforms whose row does not say it.
+            num_nearest: How many of the nearest references are named; 3 by default.
+            **kwargs: `batch_size` and `num_workers`, as every pipeline.
+
+        Raises:
+            ValueError: A recording that cannot be read or used; the message begins with its name.
+            KeyError: The bank holds no such machine, or more than one.
+        """
+        if (inputs is None) == (near is None):
+            raise ValueError(
+                "Give either inputs (a path, a row, or many of them) or near=, with far= where "
+                "there is a far microphone."
+            )
+        if near is not None:
+            inputs = {"near": near, "far": far}
+        elif far is not None:
+            raise ValueError("far= goes with near=. For a two-channel file, give only its path.")
+        elif isinstance(inputs, (np.ndarray, Tensor)):
+            inputs = {"near": inputs}
+        elif isinstance(inputs, list) and not inputs:
+            return []
+        elif isinstance(inputs, Iterable) and not isinstance(inputs, (str, list, Mapping)):
+            inputs = (clip for clip in inputs)  # the base class streams a generator, no data set
+        _ = self.reference_bank  # read once, before any worker process starts
+        given = {"machine": machine, "sampling_rate": sampling_rate, "num_nearest": num_nearest}
+        options = {name: value for name, value in given.items() if value is not None}
+        results: Result | list[Result] | Iterator[Result]
+        results = super().__call__(inputs, **kwargs, **options)
+        return results
+
+    def _sanitize_parameters(  # type: ignore[override]  # only these, so that a misspelt one raises
+        self,
+        machine: str | None = None,
+        sampling_rate: int | None = None,
+        num_nearest: int | None = None,
+    ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        before = {"machine": machine, "sampling_rate": sampling_rate}
+        after = {} if num_nearest is None else {"num_nearest": num_nearest}
+        return {name: value for name, value in before.items() if value is not None}, {}, after
+
+    def preprocess(  # type: ignore[override]  # the base class allows any parameter
+        self,
+        input_: str | os.PathLike[str] | Row,
+        machine: str | None = None,
+        sampling_rate: int | None = None,
+    ) -> dict[str, Any]:
+        """Read one clip and return the model's inputs, (1, num_samples) each, and its machine."""
+        row: Row = input_ if isinstance(input_, Mapping) else {"near": os.fspath(input_)}
+        if "near" not in row and set(row) & AUDIO_KEYS:
+            row = {"near": row}
+        if row.get("near") is None:
+            raise ValueError(f"A row needs near, but this one has {sorted(row)} only.")
+        full_name = self.reference_bank.resolve(machine or _machine_of(row))
+        name = str(row.get("file_name") or _path_of(row["near"]) or "The clip")
+        rate = row.get("sampling_rate") or sampling_rate
+        channels = self._read(row["near"], f"{name} (near)", rate)
+        near, far = channels[CHANNELS["near"]], row.get("far")
+        if len(channels) == len(CHANNELS) and far is None:
+            far = channels[CHANNELS["far"]]
+        elif len(channels) > 1:
+            raise ValueError(
+                f"{name} has {len(channels)} channels in near; near-far data has 2 (0: near, 1: "
+                "far), and a near clip with a far clip beside it has 1."
+            )
+        elif far is not None:
+            far, *others = self._read(far, f"{name} (far)", rate)
+            if others:
+                raise ValueError(f"{name} has {1 + len(others)} channels in far, expected 1.")
+        inputs = self.feature_extractor(
+            [near],
+            [far],
+            sampling_rate=self.feature_extractor.sampling_rate,
+            file_names=[name],
+            return_tensors="pt",
+        )
+        wanted = ("near_values", "far_values", "attention_mask")
+        strength = torch.tensor([self.reference_bank.front_end_strength(full_name)])
+        return {key: inputs[key] for key in wanted} | {
+            "front_end_strength": strength,
+            "machine": full_name,
+        }
+
+    def _forward(  # type: ignore[override]  # the base class allows any parameter
+        self, input_tensors: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Embed one batch; the embedding comes first, because its length tells the batch's size."""
+        machine = input_tensors.pop("machine")
+        return {"embedding": self.model(**input_tensors).embedding, "machine": machine}
+
+    def postprocess(  # type: ignore[override]  # the base class allows any parameter
+        self, model_outputs: dict[str, Any], num_nearest: int = 3
+    ) -> Result:
+        """Compare one embedding, (1, views, bands, size), with its machine's references."""
+        bank, machine = self.reference_bank, model_outputs["machine"]
+        embedding = model_outputs["embedding"]
+        decision = bank.decide(bank.anomaly_score(embedding, machine).item(), machine)
+        nearest = bank.nearest_references(embedding, machine, k=num_nearest)[0]
+        return decision._asdict() | {"nearest_references": nearest, "machine": machine}
+
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike[str],
+        **kwargs: Any,  # noqa: ANN401  as the base class
+    ) -> None:
+        """Save model, feature extractor, their code and the reference bank into one folder."""
+        self.reference_bank.save_pretrained(os.fspath(save_directory))
+        super().save_pretrained(save_directory, **kwargs)
+
+    def _read(self, audio: Audio, name: str, sampling_rate: int | None) -> list[NDArray[Any]]:
+        """Return the channels of a waveform, a path or a cell of an Audio column."""
+        if isinstance(audio, Mapping) and audio.get("array") is not None:
+            sampling_rate = audio.get("sampling_rate", sampling_rate)
+            audio = audio["array"]
+        if isinstance(audio, (str, os.PathLike, Mapping)):
+            channels, sampling_rate = _decode(audio, name)
+        else:
+            channels = [np.asarray(audio)]
+            if channels[0].ndim != 1:
+                raise ValueError(
+                    f"{name} has shape {channels[0].shape}, expected (num_samples,). Pass the "
+                    f"channels apart: {CHANNELS['near']} is near, {CHANNELS['far']} is far."
+                )
+        expected = self.feature_extractor.sampling_rate
+        if sampling_rate is None:
+            raise ValueError(f"{name} has no sampling rate. Pass sampling_rate={expected}.")
+        if sampling_rate != expected:
+            raise ValueError(
+                f"{name} is sampled at {sampling_rate} Hz, but this model expects {expected} Hz. "
+                "Resample it first, for example with scipy.signal.resample_poly."
+            )
+        return channels
+
+
+def _decode(
+    audio: str | os.PathLike[str] | Row, name: str
+) -> tuple[list[NDArray[np.float32]], int]:
+    """Return the channels of a sound file, float32 in [-1, 1], and its sampling rate in hertz."""
+    if soundfile is None:
+        raise ImportError(f"{name} cannot be decoded without soundfile: pip install soundfile.")
+    content = audio.get("bytes") if isinstance(audio, Mapping) else None
+    path = _path_of(audio)
+    if content is None and (path is None or not Path(path).is_file()):
+        raise FileNotFoundError(f"{name}: there is no file {path!r}.")
+    try:
+        samples, sampling_rate = soundfile.read(
+            path if content is None else io.BytesIO(content), dtype="float32", always_2d=True
+        )
+    except soundfile.LibsndfileError as error:
+        raise ValueError(f"{name} cannot be decoded: {error} Give a wav or flac file.") from error
+    return list(samples.T), sampling_rate
+
+
+def _path_of(audio: Audio) -> str | None:
+    """Return the path that an audio value has, if it has one."""
+    path = audio.get("path") if isinstance(audio, Mapping) else audio
+    return os.fspath(path) if isinstance(path, (str, os.PathLike)) else None
+
+
+def _machine_of(row: Mapping[str, Any]) -> str | None:
+    """Return a row's machine, "2026/fan/00" or what it gives of that; None if nothing."""
+    if row.get("machine") is not None:
+        return str(row["machine"])
+    year, machine_type, section = (row.get(key) for key in ("year", "machine_type", "section"))
+    if machine_type is None or year is None or section is None:
+        return machine_type
+    return f"{year}/{machine_type}/{section:02d}"
+
+
+__all__ = ["AnomalousSoundDetectionPipeline"]

@@ -1,0 +1,573 @@
+"""The reference bank: what normal sounds like, per machine, and from where on a clip is anomalous.
+
+It travels beside the model that made its embeddings, as reference_bank.safetensors (tensors) and
+reference_bank.json (everything else).
+"""
+
+import hashlib
+import inspect
+import json
+import logging
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, Self
+
+import numpy as np
+import torch
+from huggingface_hub import _CACHED_NO_EXIST, hf_hub_download, try_to_load_from_cache
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from .configuration_asd import FORMAT_VERSION
+from .detectors import DETECTORS, Detector
+
+TENSORS_NAME = "reference_bank.safetensors"
+JSON_NAME = "reference_bank.json"
+
+THRESHOLD_QUANTILE = 0.9
+
+PROBE_SAMPLES = 16_000
+# Largest relative error (L2) of a fingerprint. At BEATs-base's size, bfloat16 is off by 0.007 and
+# float16 by 0.001, with random weights; 1 % of noise on every weight moves it by 0.04, another
+# initialisation by 1.4.
+FULL_PRECISION_TOLERANCE = 0.01
+HALF_PRECISION_TOLERANCE = 0.05
+
+logger = logging.getLogger(__name__)
+
+
+class UnknownMachineError(KeyError):
+    """A machine that the bank does not hold, or a name that more than one machine goes by."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])  # a KeyError would show the message in quotes
+
+
+class Table(Protocol):
+    """Embeddings of clips, one row per clip, as `nearfar.embeddings.EmbeddingTable` holds them."""
+
+    @property
+    def embedding(self) -> NDArray[np.float32]:
+        """(N, views, bands, size)."""
+
+    @property
+    def file_names(self) -> NDArray[Any] | Sequence[str]:
+        """N base names."""
+
+    @property
+    def machines(self) -> NDArray[Any] | Sequence[str]:
+        """N full names, such as "2026/fan/00"."""
+
+    @property
+    def domains(self) -> NDArray[Any] | Sequence[str | None]:
+        """N times "source", "target" or None."""
+
+    @property
+    def conditions(self) -> NDArray[Any] | Sequence[str | None]:
+        """N times "normal", "anomaly" or None; for None the caller vouches that it is normal."""
+
+
+class DetectorChoice(Protocol):
+    """The part of an `AsdConfig` that a bank reads."""
+
+    @property
+    def detector(self) -> str:
+        """A key of `DETECTORS`."""
+
+    @property
+    def detector_options(self) -> dict[str, Any] | None:
+        """Keyword arguments of its constructor."""
+
+
+class Decision(NamedTuple):
+    """What a bank says of one clip.
+
+    Attributes:
+        anomaly_score: Higher is more anomalous.
+        threshold: Above it a clip is anomalous; None if the machine was never calibrated.
+        anomalous: `anomaly_score > threshold`; None without a threshold.
+        p_value: (1 + number of calibration scores at or above this one) / (N + 1), uniform on new
+            normal clips of the calibration clips' distribution; None without calibration.
+    """
+
+    anomaly_score: float
+    threshold: float | None
+    anomalous: bool | None
+    p_value: float | None
+
+
+class _Clips(NamedTuple):
+    """Rows of a table: embedding (N, views, bands, size) and N of everything else."""
+
+    embedding: Tensor
+    file_names: list[str]
+    domains: list[str | None]
+    conditions: list[str | None]
+
+
+@dataclass(frozen=True)
+class _Machine:
+    """One machine's references; `rule` says how the threshold was found, None without one."""
+
+    detector: Detector
+    file_names: list[str]
+    domains: list[str | None]
+    calibration_scores: Tensor  # sorted, float32; empty without calibration
+    threshold: float | None
+    rule: dict[str, Any] | None
+
+
+@dataclass(frozen=True)
+class _StoredDetectorChoice:
+    detector: str
+    detector_options: dict[str, Any] | None
+
+
+class ReferenceBank:
+    """Fitted detectors, thresholds and the guard's decisions of several machines.
+
+    A machine is written "2026/fan/00"; every method also takes the bare machine type where that is
+    unambiguous, and None where the bank holds a single machine. Nothing is learned outside `fit`
+    and `enroll`, and those refuse clips that are marked as anomalies.
+
+    Thresholds and p-values come from calibration clips: normal, and of neither the encoder's
+    training nor the bank. The threshold is their 0.9 quantile (linear between order statistics), so
+    that about one new normal clip in ten lies above it. A machine without calibration clips gets
+    scores but no verdict, unless the encoder is frozen, never saw the references, and
+    `frozen_encoder=True` says so: then each reference is scored by the others instead.
+
+    Args:
+        config: An `AsdConfig`; its detector and that detector's options are used.
+        fingerprint: What `encoder_fingerprint` says of the model that makes the embeddings.
+        guard: Front-end strength in [0, 1] of each machine that has one; see `AsdModel`.
+        provenance: Where the references come from, for readers; JSON values.
+    """
+
+    def __init__(
+        self,
+        config: DetectorChoice,
+        *,
+        fingerprint: Tensor | None = None,
+        guard: Mapping[str, float] | None = None,
+        provenance: Mapping[str, Any] | None = None,
+    ) -> None:
+        if config.detector not in DETECTORS:
+            choices = ", ".join(repr(name) for name in DETECTORS)
+            raise ValueError(f"detector={config.detector!r} is not one of {choices}.")
+        wrong = {
+            name: strength for name, strength in (guard or {}).items() if not 0 <= strength <= 1
+        }
+        if wrong:
+            raise ValueError(f"The guard's strengths must lie in [0, 1], got {wrong}.")
+        self.detector = config.detector
+        self.detector_options = config.detector_options or {}
+        self.fingerprint = fingerprint
+        self.guard = dict(guard or {})
+        self.provenance = dict(provenance or {})
+        self._machines: dict[str, _Machine] = {}
+        self._warned_of: set[str] = set()  # machines without threshold, said once each
+
+    @property
+    def machines(self) -> list[str]:
+        """Full names of the machines in the bank, sorted."""
+        return sorted(self._machines)
+
+    def fit(
+        self, table: Table, *, calibration: Table | None = None, frozen_encoder: bool = False
+    ) -> Self:
+        """Learn every machine of a table, forgetting what the bank held.
+
+        Args:
+            table: The references, normal clips, two or more per machine.
+            calibration: Normal clips of neither training nor bank, of machines of the table.
+            frozen_encoder: Whether the encoder never saw the references; then machines without
+                calibration clips are calibrated by leave-one-out over the bank. For an encoder
+                that was tuned on them this would be too optimistic.
+
+        Raises:
+            ValueError: No clips, an anomaly, a clip in both tables, a machine with fewer than two
+                references, or one with calibration clips only.
+        """
+        references = _by_machine(table)
+        held_out = {} if calibration is None else _by_machine(calibration)
+        if not references:
+            raise ValueError("fit got no clips. Give ReferenceBank normal clips of a machine.")
+        if stray := sorted(set(held_out) - set(references)):
+            raise ValueError(
+                f"There are calibration clips but no references of {stray}. Give references of "
+                "these machines too, or leave their calibration clips out."
+            )
+        self._machines = {
+            name: self._learn(name, clips, held_out.get(name), frozen_encoder=frozen_encoder)
+            for name, clips in references.items()
+        }
+        return self
+
+    def enroll(
+        self,
+        name: str,
+        table: Table,
+        *,
+        calibration: Table | None = None,
+        frozen_encoder: bool = False,
+    ) -> Self:
+        """Add one machine of your own, or replace it, as "local/<name>/00".
+
+        Args:
+            name: Of the machine, without a slash.
+            table: Its references, two or more; their `machines` column is not read.
+            calibration: More of its normal clips, which are not references.
+            frozen_encoder: As for `fit`. True for a downloaded checkpoint, which never saw them.
+
+        Raises:
+            ValueError: As for `fit`, or the name cannot be one.
+        """
+        if not name or "/" in name:
+            raise ValueError(f"{name!r} cannot name a machine. Give a name without a slash.")
+        machine = f"local/{name}/00"
+        self._machines[machine] = self._learn(
+            machine,
+            _clips_of(table),
+            None if calibration is None else _clips_of(calibration),
+            frozen_encoder=frozen_encoder,
+        )
+        return self
+
+    def resolve(self, machine: str | None) -> str:
+        """Return the full name of a machine of the bank.
+
+        Raises:
+            UnknownMachineError: No machine, or more than one, is meant.
+        """
+        held = ", ".join(repr(name) for name in self.machines) or "none"
+        if machine is None:
+            if len(self._machines) == 1:
+                return self.machines[0]
+            raise UnknownMachineError(f"Which machine is it? The reference bank holds: {held}.")
+        if machine in self._machines:
+            return machine
+        matches = [name for name in self.machines if name.split("/")[1:2] == [machine]]
+        if len(matches) == 1:
+            return matches[0]
+        if matches:
+            raise UnknownMachineError(
+                f"{machine!r} means more than one machine of the reference bank. Choose from: "
+                f"{', '.join(repr(name) for name in matches)}."
+            )
+        raise UnknownMachineError(
+            f"The reference bank has no machine {machine!r}. It holds: {held}. "
+            f"Give ReferenceBank.enroll normal clips of {machine!r} first."
+        )
+
+    def anomaly_score(self, embedding: Tensor, machine: str | None = None) -> Tensor:
+        """Return (M,) float32 for embeddings (M, views, bands, size); higher is more anomalous."""
+        return self._machines[self.resolve(machine)].detector.anomaly_score(embedding)
+
+    def decide(self, anomaly_score: float, machine: str | None = None) -> Decision:
+        """Return the verdict on one score of `anomaly_score`, with its threshold and p-value."""
+        name = self.resolve(machine)
+        held, score = self._machines[name], float(anomaly_score)
+        if math.isnan(score):
+            raise ValueError(f"A score of {name} is NaN. Check the recording and the embedding.")
+        if held.threshold is None:
+            if name not in self._warned_of:
+                self._warned_of.add(name)
+                logger.warning(
+                    "%s has no threshold, so there is no verdict: fit or enroll it with "
+                    "calibration clips, which neither trained the encoder nor sit in the bank.",
+                    name,
+                )
+            return Decision(score, None, None, None)
+        above = int((held.calibration_scores.double() >= score).sum())
+        p_value = (1 + above) / (len(held.calibration_scores) + 1)
+        return Decision(score, held.threshold, score > held.threshold, p_value)
+
+    def calibration_scores(self, machine: str | None = None) -> Tensor:
+        """Return a machine's calibration scores, (N,) float32 in ascending order; N may be 0."""
+        return self._machines[self.resolve(machine)].calibration_scores
+
+    def threshold(self, machine: str | None = None) -> float | None:
+        """Return the score above which a machine's clip is anomalous; None without calibration."""
+        return self._machines[self.resolve(machine)].threshold
+
+    def rule(self, machine: str | None = None) -> dict[str, Any] | None:
+        """Return how a machine's threshold was found, as in reference_bank.json; None without one.
+
+        "scores" is "held_out" or "leave_one_out".
+        """
+        return self._machines[self.resolve(machine)].rule
+
+    def front_end_strength(self, machine: str | None = None) -> float:
+        """Return how strongly the front end may clean this machine's clips, in [0, 1]."""
+        return self.guard.get(self.resolve(machine), 1.0)
+
+    def nearest_references(
+        self, embedding: Tensor, machine: str | None = None, *, k: int = 3
+    ) -> list[list[dict[str, Any]]]:
+        """Return for each clip its k nearest references: file_name, domain and distance."""
+        held = self._machines[self.resolve(machine)]
+        indices, distances = held.detector.nearest(embedding, k)
+        return [
+            [
+                {"file_name": held.file_names[i], "domain": held.domains[i], "distance": distance}
+                for i, distance in zip(row, away, strict=True)
+            ]
+            for row, away in zip(indices.tolist(), distances.tolist(), strict=True)
+        ]
+
+    def check_encoder(self, model: nn.Module) -> None:
+        """Raise ValueError unless `model` makes the embeddings that this bank was fitted on.
+
+        The relative error of the fingerprint may be 0.01 at full and 0.05 at half precision.
+        """
+        if self.fingerprint is None:
+            raise ValueError(
+                "This reference bank has no fingerprint, so nothing says which model it belongs "
+                "to. Build it as ReferenceBank(config, fingerprint=encoder_fingerprint(model))."
+            )
+        found = encoder_fingerprint(model)
+        half = any(parameter.element_size() < 4 for parameter in model.parameters())
+        tolerance = HALF_PRECISION_TOLERANCE if half else FULL_PRECISION_TOLERANCE
+        if found.shape == self.fingerprint.shape:
+            error = float((found - self.fingerprint).norm() / self.fingerprint.norm())
+            if error <= tolerance:
+                return
+            problem = f"their fingerprints differ by {error:.3g}, more than {tolerance}"
+        else:
+            problem = f"it gives {tuple(found.shape)} where {tuple(self.fingerprint.shape)} is due"
+        raise ValueError(
+            f"This reference bank belongs to another encoder: {problem}. Load model and bank from "
+            "the same folder and revision, or fit a bank with this model."
+        )
+
+    def save_pretrained(self, save_directory: str | Path) -> None:
+        """Write reference_bank.safetensors and reference_bank.json, each whole or not at all."""
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {} if self.fingerprint is None else {"fingerprint": self.fingerprint}
+        for name, held in self._machines.items():
+            state = held.detector.state_dict() | {"calibration_scores": held.calibration_scores}
+            tensors |= {f"{name}.{key}": tensor.contiguous() for key, tensor in state.items()}
+        described: dict[str, Any] = {
+            "format_version": FORMAT_VERSION,
+            "detector": self.detector,
+            "detector_options": self._all_options(),
+            "fingerprint": None if self.fingerprint is None else list(self.fingerprint.shape),
+            "guard": self.guard,
+            "machines": {
+                name: {
+                    "threshold": held.threshold,
+                    "rule": held.rule,
+                    "file_names": held.file_names,
+                    "domains": held.domains,
+                }
+                for name, held in sorted(self._machines.items())
+            },
+            "provenance": self.provenance,
+        }
+        temporary = {name: folder / f".{name}.{os.getpid()}" for name in (TENSORS_NAME, JSON_NAME)}
+        try:
+            save_file(tensors, temporary[TENSORS_NAME], metadata={"format": "pt"})
+            described["tensors_sha256"] = _sha256(temporary[TENSORS_NAME])
+            text = json.dumps(described, indent=2, ensure_ascii=False, allow_nan=False)
+            temporary[JSON_NAME].write_text(text + "\n", encoding="utf-8")
+            for name, path in temporary.items():
+                path.replace(folder / name)
+        finally:
+            for path in temporary.values():
+                path.unlink(missing_ok=True)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_dir: str | Path,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        local_files_only: bool = False,
+    ) -> Self:
+        """Read a bank from a folder or from a repository of the Hub.
+
+        Raises:
+            FileNotFoundError: There is no bank.
+            ConnectionError: It is not in the cache, and the Hub cannot be asked.
+            ValueError: A newer nearfar wrote it, or its two files do not belong together.
+        """
+        origin = {"revision": revision, "token": token, "local_files_only": local_files_only}
+        try:
+            described = json.loads(_fetch(name_or_dir, JSON_NAME, **origin).read_bytes())
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{JSON_NAME} of {name_or_dir} is damaged: {error}.") from error
+        if described["format_version"] > FORMAT_VERSION:
+            raise ValueError(
+                f"{name_or_dir} has a reference bank of format version "
+                f"{described['format_version']}, but this code reads versions up to "
+                f"{FORMAT_VERSION}. Update nearfar."
+            )
+        path = _fetch(name_or_dir, TENSORS_NAME, **origin)
+        if _sha256(path) != described["tensors_sha256"]:
+            raise ValueError(
+                f"{TENSORS_NAME} of {name_or_dir} is damaged, or is not the file that {JSON_NAME} "
+                "was written with. Fetch or save both again."
+            )
+        tensors = load_file(path)
+        bank = cls(
+            _StoredDetectorChoice(described["detector"], described["detector_options"]),
+            fingerprint=tensors.pop("fingerprint", None),
+            guard=described["guard"],
+            provenance=described["provenance"],
+        )
+        for name, held in described["machines"].items():
+            prefix = f"{name}."
+            state = {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
+            scores = state.pop("calibration_scores")
+            bank._machines[name] = _Machine(
+                bank._new_detector().load_state_dict(state),
+                held["file_names"],
+                held["domains"],
+                scores,
+                held["threshold"],
+                held["rule"],
+            )
+        return bank
+
+    def _new_detector(self) -> Detector:
+        return DETECTORS[self.detector](**self.detector_options)
+
+    def _all_options(self) -> dict[str, Any]:
+        """Return the detector's options with its defaults, which a later version may change."""
+        parameters = inspect.signature(DETECTORS[self.detector]).parameters
+        return {name: p.default for name, p in parameters.items()} | self.detector_options
+
+    def _learn(
+        self, machine: str, clips: _Clips, calibration: _Clips | None, *, frozen_encoder: bool
+    ) -> _Machine:
+        """Fit one machine on normal clips, and calibrate it on others."""
+        _check_normal(clips, f"references of {machine}")
+        if len(clips.file_names) < 2:
+            raise ValueError(
+                f"{machine} has {len(clips.file_names)} reference clips, but a bank needs two or "
+                "more. Record more normal clips of it, or leave the machine out."
+            )
+        detector = self._new_detector().fit(clips.embedding, domains=clips.domains)
+        scores, origin = torch.empty(0), None
+        if calibration is not None:
+            _check_normal(calibration, f"calibration clips of {machine}")
+            if shared := sorted(set(calibration.file_names) & set(clips.file_names)):
+                raise ValueError(
+                    f"{len(shared)} calibration clips of {machine} are references too, the first "
+                    f"is {shared[0]}. A clip that sits in the bank is no test of the threshold: "
+                    "hold other clips out."
+                )
+            scores, origin = detector.anomaly_score(calibration.embedding), "held_out"
+        elif frozen_encoder:
+            scores, origin = detector.leave_one_out(), "leave_one_out"
+        scores = scores.sort().values
+        threshold = rule = None
+        if len(scores):
+            threshold = float(np.quantile(scores.double().numpy(), THRESHOLD_QUANTILE))
+            rule = {"name": "percentile", "quantile": THRESHOLD_QUANTILE, "scores": origin}
+        return _Machine(detector, clips.file_names, clips.domains, scores, threshold, rule)
+
+
+def encoder_fingerprint(model: nn.Module) -> Tensor:
+    """Return what a model makes of a fixed sound, near and far: (views, bands, size) float32, CPU.
+
+    The sound is a formula (tones, a sweep and pseudo-noise; the far microphone hears the machine
+    later and weaker), so it is the same for every version of every library.
+
+    Args:
+        model: Called like `AsdModel.forward`. It is run in evaluation mode and left as it was.
+    """
+    near, far = _probe()
+    device = next(model.parameters()).device
+    modes = {module: module.training for module in model.modules()}
+    try:
+        with torch.no_grad():
+            output = model.eval()(near_values=near.to(device), far_values=far.to(device))
+    finally:
+        for module, training in modes.items():
+            module.training = training
+    embedding: Tensor = output.embedding[0]
+    return embedding.float().cpu()
+
+
+def _probe() -> tuple[Tensor, Tensor]:
+    """Return near and far, (1, PROBE_SAMPLES) float32 each."""
+    n = np.arange(PROBE_SAMPLES, dtype=np.float64)
+    t = n / PROBE_SAMPLES
+    machine = 0.3 * np.sin(2 * np.pi * 440 * t) + 0.2 * np.sin(2 * np.pi * (200 * t + 1500 * t**2))
+    noise = 0.1 * np.sin(0.37 * n**2)  # a fast sweep that aliases all over the spectrum
+    late = np.concatenate([np.zeros(20), machine[:-20]])
+    near, far = machine + 0.5 * noise, 0.2 * late + noise
+    return torch.from_numpy(near).float()[None], torch.from_numpy(far).float()[None]
+
+
+def _clips_of(table: Table, rows: NDArray[np.bool_] | slice = slice(None)) -> _Clips:
+    """Return some rows of a table, all by default."""
+    return _Clips(
+        torch.from_numpy(np.asarray(table.embedding)[rows]),
+        [str(name) for name in np.asarray(table.file_names, dtype=object)[rows]],
+        np.asarray(table.domains, dtype=object)[rows].tolist(),
+        np.asarray(table.conditions, dtype=object)[rows].tolist(),
+    )
+
+
+def _by_machine(table: Table) -> dict[str, _Clips]:
+    """Return the clips of each machine of a table."""
+    machines = np.asarray(table.machines, dtype=object)
+    return {name: _clips_of(table, machines == name) for name in sorted(set(machines.tolist()))}
+
+
+def _check_normal(clips: _Clips, what: str) -> None:
+    """Raise ValueError if a clip is marked as an anomaly."""
+    named = zip(clips.file_names, clips.conditions, strict=True)
+    if wrong := [name for name, condition in named if condition == "anomaly"]:
+        raise ValueError(
+            f"{len(wrong)} {what} are anomalies, the first is {wrong[0]}. Give normal clips only: "
+            "nothing is learned from anomalies."
+        )
+
+
+def _fetch(name_or_dir: str | Path, name: str, **origin: Any) -> Path:  # noqa: ANN401  the Hub's
+    """Return where a file of a folder or of a repository lies on this machine.
+
+    Raises:
+        FileNotFoundError: The folder or the repository does not have it.
+        ConnectionError: It is not in the cache, and the Hub may not or cannot be asked.
+    """
+    missing = (
+        f"{name_or_dir} has no {name}. Fit a ReferenceBank with this model and save it there, or "
+        "set pipe.reference_bank."
+    )
+    if Path(name_or_dir).is_dir():
+        path = Path(name_or_dir) / name
+        if not path.is_file():
+            raise FileNotFoundError(missing)
+        return path
+    repository = str(name_or_dir)
+    try:
+        return Path(hf_hub_download(repository, name, **origin))
+    except LocalEntryNotFoundError as error:
+        known = try_to_load_from_cache(repository, name, revision=origin["revision"])
+        if known is _CACHED_NO_EXIST:
+            raise FileNotFoundError(missing) from error
+        raise ConnectionError(
+            f"{name} of {name_or_dir} is not in the cache, and the Hub cannot be asked for it. "
+            "Load the model once with a connection."
+        ) from error
+    except EntryNotFoundError as error:
+        raise FileNotFoundError(missing) from error
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+__all__ = ["Decision", "ReferenceBank", "UnknownMachineError", "encoder_fingerprint"]

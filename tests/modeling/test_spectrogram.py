@@ -1,0 +1,173 @@
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers.audio_utils import mel_filter_bank, spectrogram, window_function
+
+from modeling.spectrogram import KaldiLogMel, kaldi_mel_filters
+
+FIXTURES = Path(__file__).parents[1] / "fixtures" / "beats"
+FLOOR = math.log(1.1920928955078125e-07)
+BEATS = {"window": "povey", "scale": 2.0**15}
+EAT = {"window": "hanning", "subtract_mean": True}
+
+
+@pytest.fixture(scope="module")
+def io() -> dict[str, Tensor]:
+    return load_file(FIXTURES / "io.safetensors")
+
+
+def normalise(log_mel: Tensor) -> Tensor:
+    return (log_mel - 15.41663) / (2 * 6.55582)
+
+
+def noise(*shape: int, seed: int = 0) -> Tensor:
+    return 0.1 * torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_it_equals_the_authors_spectrogram(io: dict[str, Tensor]) -> None:
+    computed = normalise(KaldiLogMel(**BEATS)(io["wav"]))
+    # The clips hold digital silence next to sound: there, rounding shows in the logarithm.
+    torch.testing.assert_close(computed, io["fbank"], rtol=0, atol=1e-3)
+    exact = io["fbank_f64"]
+    assert (computed[:1] - exact).square().mean().sqrt() < 1e-5
+
+
+@pytest.mark.filterwarnings("ignore:At least one mel filter has all zero values")  # filter 3
+@pytest.mark.parametrize("sampling_rate", [16_000, 8_000])
+@pytest.mark.parametrize("options", [BEATS, EAT], ids=["beats", "eat"])
+def test_it_equals_the_numpy_implementation_of_transformers(
+    options: dict, sampling_rate: int
+) -> None:
+    time = torch.arange(3 * sampling_rate) / sampling_rate
+    clip = noise(len(time)) * time + 0.2 * torch.sin(2 * math.pi * 440 * time) + 0.05
+    samples = clip.double().numpy()
+    if options.get("subtract_mean"):
+        samples = samples - samples.mean()
+    length = sampling_rate // 40
+    exponent = 0.85 if options["window"] == "povey" else 1.0
+    n_fft = 512 * sampling_rate // 16_000
+    num_mel_bins = 128 * sampling_rate // 16_000
+    expected = spectrogram(
+        samples * options.get("scale", 1.0),
+        window_function(length, "hann", periodic=False) ** exponent,
+        length,
+        sampling_rate // 100,
+        fft_length=n_fft,
+        power=2.0,
+        center=False,
+        preemphasis=0.97,
+        remove_dc_offset=True,
+        mel_filters=mel_filter_bank(
+            num_frequency_bins=n_fft // 2 + 1,
+            num_mel_filters=num_mel_bins,
+            min_frequency=20,
+            max_frequency=sampling_rate / 2,
+            sampling_rate=sampling_rate,
+            norm=None,
+            mel_scale="kaldi",
+            triangularize_in_mel_space=True,
+        ),
+        log_mel="log",
+        mel_floor=1.192092955078125e-07,
+        dtype=np.float64,
+    ).T
+    module = KaldiLogMel(sampling_rate=sampling_rate, num_mel_bins=num_mel_bins, **options)
+    torch.testing.assert_close(
+        module(clip[None])[0].double(), torch.from_numpy(expected), rtol=0, atol=1e-3
+    )
+
+
+def test_only_filter_3_sees_no_bin() -> None:
+    filters = kaldi_mel_filters(128, 512, 16_000)
+    assert np.flatnonzero(~filters.any(axis=0)).tolist() == [3]
+    assert not filters[-1].any()  # Kaldi's filters do not reach the last bin
+    log_mel = KaldiLogMel(**BEATS)(noise(1, 16_000))
+    assert (log_mel[..., 3] == torch.tensor(FLOOR)).all()
+    assert (log_mel[..., [2, 4]] > FLOOR + 1).all()
+
+
+@pytest.mark.parametrize("options", [BEATS, EAT], ids=["beats", "eat"])
+def test_what_stands_behind_a_clip_does_not_change_its_frames(options: dict) -> None:
+    log_mel = KaldiLogMel(**options)
+    clip = noise(1, 9_001)
+    padded = torch.cat([clip, torch.full((1, 5_000), math.nan)], dim=1)
+    alone = log_mel(clip)
+    batch = torch.cat([padded, noise(1, 14_001, seed=1)])
+    together = log_mel(batch, torch.tensor([9_001, 14_001]))[:1, : alone.shape[1]]
+    torch.testing.assert_close(together, alone, rtol=0, atol=1e-4)
+
+
+def test_a_constant_offset_changes_nothing() -> None:
+    clip = noise(1, 8_000)
+    # 0.25 moves float32 rounding only.
+    moved = KaldiLogMel(**BEATS)(clip + 0.25)
+    torch.testing.assert_close(moved, KaldiLogMel(**BEATS)(clip), rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("offset", [0.0, 0.1, -1 / 3])
+def test_a_constant_sound_is_silence(offset: float) -> None:
+    log_mel = KaldiLogMel(**BEATS)(torch.full((1, 4_000), offset))
+    assert (log_mel == torch.tensor(FLOOR)).all()
+
+
+def test_twice_the_volume_adds_ln_4() -> None:
+    log_mel, clip = KaldiLogMel(**BEATS), noise(1, 8_000)
+    heard = [bin_ for bin_ in range(128) if bin_ != 3]
+    difference = (log_mel(2 * clip) - log_mel(clip))[..., heard]
+    torch.testing.assert_close(difference, torch.full_like(difference, math.log(4)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_it_stays_float32(dtype: torch.dtype) -> None:
+    clip = noise(1, 8_000)
+    expected = KaldiLogMel(**BEATS)(clip)
+    module = KaldiLogMel(**BEATS).to(dtype)
+    with torch.autocast("cpu", dtype=dtype):
+        assert torch.equal(module(clip), expected)
+    assert module(clip.to(dtype)).dtype == torch.float32
+
+
+def test_a_module_made_on_the_meta_device_computes_the_same() -> None:
+    with torch.device("meta"):
+        module = KaldiLogMel(**BEATS)
+    clip = noise(1, 8_000)
+    assert torch.equal(module(clip), KaldiLogMel(**BEATS)(clip))
+    assert not module.state_dict()
+    assert not list(module.buffers())
+
+
+def test_a_gradient_reaches_the_waveform_after_a_pass_in_inference_mode() -> None:
+    log_mel, clip = KaldiLogMel(**BEATS), noise(1, 8_000)
+    with torch.inference_mode():
+        log_mel(clip)
+    clip = clip.clone().requires_grad_()
+    log_mel(clip).sum().backward()
+    assert torch.isfinite(clip.grad).all()
+    assert clip.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize(
+    ("num_samples", "frames"), [(399, 0), (400, 1), (559, 1), (560, 2), (160_000, 998)]
+)
+def test_frames_are_counted_whole(num_samples: int, frames: int) -> None:
+    log_mel = KaldiLogMel()
+    assert log_mel.num_frames(num_samples) == frames
+    if frames:
+        assert log_mel(noise(1, num_samples)).shape == (1, frames, 128)
+        assert log_mel.num_frames(log_mel.num_samples(frames)) == frames
+        assert log_mel.num_frames(log_mel.num_samples(frames) - 1) == frames - 1
+
+
+def test_a_waveform_shorter_than_a_frame_is_refused() -> None:
+    with pytest.raises(ValueError, match="399 samples; one frame at 16000 Hz takes 400"):
+        KaldiLogMel()(noise(1, 399))
+
+
+def test_an_unknown_window_is_refused() -> None:
+    with pytest.raises(ValueError, match="'hamming' is not one of"):
+        KaldiLogMel(window="hamming")(noise(1, 400))
