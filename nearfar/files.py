@@ -1,0 +1,65 @@
+"""Files and folders that are written whole or not at all."""
+
+import json
+import math
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+@contextmanager
+def whole_folder(folder: Path, *, last: str | None = None) -> Iterator[Path]:
+    """Give a temporary folder whose files move into `folder` when the block ends without an error.
+
+    After an error `folder` holds what it held before, and the temporary one is gone.
+
+    Args:
+        folder: The destination; made if missing, its other files are left alone.
+        last: Name of the file that marks the folder complete: removed first, moved last.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=".partial_", dir=folder))
+    try:
+        yield partial
+        if last is not None:
+            (folder / last).unlink(missing_ok=True)
+        entries = sorted(partial.iterdir(), key=lambda path: path.name == last)
+        for entry in entries:
+            target = folder / entry.name
+            if target.is_dir():
+                shutil.rmtree(target)
+            entry.replace(target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def write_json(path: Path, value: Any) -> None:  # noqa: ANN401 - anything JSON can hold
+    """Write strict JSON, whole or not at all; a number that is not finite becomes null."""
+    text = json.dumps(_finite(value), indent=2, allow_nan=False, ensure_ascii=False)
+    partial = path.with_name(f".partial_{path.name}")
+    try:
+        partial.write_text(text + "\n", encoding="utf-8")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read_json(path: Path) -> Any:  # noqa: ANN401
+    """Read a JSON file, or raise ValueError naming it."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid JSON ({error}). Make it anew.") from error
+
+
+def _finite(value: Any) -> Any:  # noqa: ANN401
+    if isinstance(value, dict):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

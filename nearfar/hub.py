@@ -1,0 +1,107 @@
+"""The run folder: everything a published checkpoint is made of, written whole or not at all."""
+
+import importlib.resources
+from collections.abc import Mapping
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import yaml
+
+from nearfar.files import read_json, whole_folder, write_json
+
+FORMAT_VERSION = 1
+KINDS = ("model", "autoencoder", "fusion", "feature_fusion")
+RUN_FILE = "run.json"
+
+
+def write_run(
+    folder: Path,
+    *,
+    model: Any,  # noqa: ANN401 - an AsdForProxyClassification, which nearfar must not import
+    feature_extractor: Any,  # noqa: ANN401
+    bank: Any,  # noqa: ANN401
+    recipe: Mapping[str, Any],
+    metrics: Mapping[str, Any],
+    thresholds: Mapping[str, float | None],
+) -> None:
+    """Write a run folder of kind "model": weights, code, extractor, bank, recipe, figures, card.
+
+    Args:
+        folder: The run folder; its `trainer_state/` is left alone.
+        model: With `save_pretrained`; it writes its code and `config.json`, too.
+        feature_extractor: With `save_pretrained`.
+        bank: A `ReferenceBank`.
+        recipe: All arguments as resolved.
+        metrics: What `metrics.json` holds.
+        thresholds: Per machine, for the card; None where there is none.
+    """
+    with whole_folder(folder, last=RUN_FILE) as partial:
+        model.save_pretrained(partial)
+        feature_extractor.save_pretrained(partial)
+        bank.save_pretrained(partial)
+        recipe_text = yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True)
+        (partial / "recipe.yaml").write_text(recipe_text, encoding="utf-8")
+        write_json(partial / "metrics.json", metrics)
+        card = model_card(model.config, recipe, metrics, thresholds)
+        (partial / "README.md").write_text(card, encoding="utf-8")
+        run = {"format_version": FORMAT_VERSION, "kind": "model", "members": []}
+        write_json(partial / RUN_FILE, run)
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """Read `run.json`: {format_version, kind, members}.
+
+    Raises:
+        FileNotFoundError: `folder` is not a complete run folder.
+        ValueError: It is of an unknown kind or of a newer format.
+    """
+    path = folder / RUN_FILE
+    if not path.is_file():
+        there = "is not there" if not folder.is_dir() else f"holds no {RUN_FILE}"
+        raise FileNotFoundError(
+            f"{folder} {there}, so it is not a complete run folder. Finish or repeat "
+            "train.py --output_dir with this folder."
+        )
+    run = read_json(path)
+    if not isinstance(run, dict) or run.get("kind") not in KINDS:
+        raise ValueError(f"{path} must give a kind among {list(KINDS)}, got {run!r}.")
+    version = run.get("format_version")
+    if not isinstance(version, int) or version > FORMAT_VERSION:
+        raise ValueError(
+            f"{folder} has format version {version}, but this nearfar reads versions up to "
+            f"{FORMAT_VERSION}. Update nearfar."
+        )
+    return run
+
+
+def model_card(
+    config: Any,  # noqa: ANN401 - an AsdConfig
+    recipe: Mapping[str, Any],
+    metrics: Mapping[str, Any],
+    thresholds: Mapping[str, float | None],
+) -> str:
+    """Return the README.md of a run folder."""
+    template = importlib.resources.files("nearfar").joinpath("model_card_template.md")
+    rows = [
+        f"| {machine} | {'none' if value is None else f'{value:.4f}'} |"
+        for machine, value in sorted(thresholds.items())
+    ]
+    return Template(template.read_text(encoding="utf-8")).substitute(
+        encoder=config.encoder_config.model_type.removeprefix("nearfar_").upper(),
+        hidden_size=config.encoder_config.hidden_size,
+        num_layers=config.encoder_config.num_hidden_layers,
+        front_end=config.front_end,
+        pooling=config.pooling,
+        head=config.head,
+        detector=config.detector,
+        training="none: frozen encoder" if metrics["frozen_encoder"] else "fine-tuned on normals",
+        origin=recipe.get("encoder_checkpoint") or "random initialisation",
+        year=recipe["year"],
+        seed=recipe["seed"],
+        num_classes=metrics["num_classes"],
+        num_references=metrics["num_references"],
+        num_calibration=metrics["num_calibration"],
+        example=sorted(thresholds)[0],
+        thresholds="\n".join(rows),
+    )

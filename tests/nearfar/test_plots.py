@@ -1,0 +1,113 @@
+"""Plots are pictures, of whatever is known of the clips, and need no window."""
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib import image, pyplot
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from nearfar.plots import COLORS, plot_machine
+
+
+def column(values: list[str | None]) -> np.ndarray:
+    array = np.empty(len(values), dtype=object)
+    array[:] = values
+    return array
+
+
+KNOWN = [
+    (domain, condition) for domain in ("source", "target") for condition in ("normal", "anomaly")
+]
+BOTH = ["source normals", "target normals"]
+CASES = {  # (domain, condition) of each clip, and the ROC curves they allow
+    "labelled": (KNOWN * 5, BOTH),
+    "no domains": ([(None, condition) for _, condition in KNOWN] * 5, ["all normals"]),
+    "some domains": ([*KNOWN * 3, (None, "normal"), (None, "anomaly")], BOTH),
+    "normals only": ([("source", "normal"), ("target", "normal")] * 5, []),
+    "anomalies only": ([("source", "anomaly")] * 5, []),
+    "unlabelled": ([(None, None)] * 5, []),
+    "some unlabelled": ([*KNOWN * 3, ("source", None), (None, None)], BOTH),
+    "one clip": ([("source", "normal")], []),
+}
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Axes]:
+    """Return a list that receives the panels of each figure saved."""
+    panels: list[Axes] = []
+    save = Figure.savefig
+
+    def watched(figure: Figure, *args: object, **kwargs: object) -> None:
+        panels.extend(figure.axes)
+        save(figure, *args, **kwargs)
+
+    monkeypatch.setattr(Figure, "savefig", watched)
+    return panels
+
+
+def plot(path: Path, pairs: list[tuple[str | None, str | None]], **options: float | None) -> None:
+    scores = np.random.default_rng(0).normal(size=len(pairs))
+    domains, conditions = ([pair[i] for pair in pairs] for i in (0, 1))
+    plot_machine(path, "2026/fan/00", scores, column(conditions), column(domains), **options)
+
+
+@pytest.mark.parametrize(("pairs", "curves"), CASES.values(), ids=CASES)
+def test_every_kind_of_table_gives_a_real_picture_without_a_warning(
+    tmp_path: Path,
+    drawn: list[Axes],
+    pairs: list[tuple[str | None, str | None]],
+    curves: list[str],
+) -> None:
+    path = tmp_path / "plots" / "fan.png"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        plot(path, pairs)
+    assert path.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+    pixels = image.imread(path)
+    assert pixels.ndim == 3
+    assert pixels.std() > 0.05  # it is not blank
+    histogram, roc = drawn
+    entries = [text.get_text() for text in histogram.get_legend().get_texts()]
+    assert len(entries) == len(set(pairs))
+    counted = sum(int(entry.rsplit("(", 1)[1].rstrip(")")) for entry in entries)
+    assert counted == len(pairs)  # every clip is in a histogram
+    labels = [line.get_label() for line in roc.lines if not str(line.get_label()).startswith("_")]
+    assert labels == curves
+    assert [text.get_text()[:6] for text in roc.texts] == ([] if curves else ["no ROC"])
+
+
+def test_the_curve_of_a_domain_sees_its_normals_and_all_anomalies(
+    tmp_path: Path, drawn: list[Axes]
+) -> None:
+    means = {("source", "normal"): 0.0, ("target", "normal"): 2.0}
+    means |= {("source", "anomaly"): 3.0, ("target", "anomaly"): 1.0, ("source", None): 9.0}
+    pairs = list(means) * 5
+    domains, conditions = column([p[0] for p in pairs]), column([p[1] for p in pairs])
+    scores = np.array([means[pair] for pair in pairs])
+    plot_machine(tmp_path / "fan.png", "2026/fan/00", scores, conditions, domains)
+    areas = {
+        line.get_label(): np.trapezoid(line.get_ydata(), line.get_xdata())
+        for line in drawn[1].lines
+    }
+    assert areas["source normals"] == 1.0
+    assert areas["target normals"] == 0.5
+
+
+def test_a_threshold_is_drawn_where_it_lies(tmp_path: Path, drawn: list[Axes]) -> None:
+    plot(tmp_path / "without.png", KNOWN)
+    plot(tmp_path / "with.png", KNOWN, threshold=0.75)
+    assert list(drawn[0].lines) == []
+    assert list(drawn[2].lines[0].get_xdata()) == [0.75, 0.75]
+
+
+def test_conditions_and_domains_have_colours_of_their_own() -> None:
+    known = [COLORS[condition, domain] for domain, condition in KNOWN]
+    assert len(set(known)) == len(known)
+
+
+def test_plotting_leaves_no_figure_open(tmp_path: Path) -> None:
+    plot(tmp_path / "fan.png", KNOWN)
+    assert pyplot.get_fignums() == []

@@ -1,0 +1,84 @@
+"""Which clips are kept back for thresholds."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from nearfar.splits import held_out_rows
+
+
+def groups_of(sizes: dict[tuple[str, str | None], int]) -> tuple[list[str], list[str | None]]:
+    """Return shuffled machines and domains with so many clips of each pair."""
+    pairs = [pair for pair, size in sizes.items() for _ in range(size)]
+    order = np.random.default_rng(7).permutation(len(pairs))
+    return [pairs[i][0] for i in order], [pairs[i][1] for i in order]
+
+
+@given(
+    sizes=st.lists(st.integers(1, 60), min_size=1, max_size=5),
+    share=st.floats(0.0, 1.0, exclude_max=True),
+    seed=st.integers(0, 100),
+)
+@example(sizes=[3, 4, 5, 40], share=0.99, seed=0)
+@example(sizes=[3, 4, 5, 40], share=0.01, seed=0)
+def test_every_group_gives_its_share_at_least_one_never_all_and_none_below_four(
+    sizes: list[int], share: float, seed: int
+) -> None:
+    wanted = {(f"2026/m{i}/00", "source"): size for i, size in enumerate(sizes)}
+    machines, domains = groups_of(wanted)
+    held_out = held_out_rows(machines, domains, share=share, seed=seed)
+    given_back = Counter(np.array(machines)[held_out].tolist())
+    for (machine, _), size in wanted.items():
+        count = given_back[machine]
+        if size < 4 or share == 0:
+            assert count == 0
+        else:
+            assert 1 <= count < size
+            # within rounding, where neither bound holds
+            assert count in (1, size - 1) or abs(count - share * size) <= 0.5
+
+
+def test_the_share_is_taken_of_each_machine_and_domain_apart() -> None:
+    machines, domains = groups_of(
+        {
+            ("2026/fan/00", "source"): 990,
+            ("2026/fan/00", "target"): 10,
+            ("2026/valve/00", "source"): 50,
+            ("2026/valve/00", None): 20,
+        }
+    )
+    held_out = held_out_rows(machines, domains, share=0.1, seed=0)
+    counts = Counter(
+        pair
+        for pair, held in zip(zip(machines, domains, strict=True), held_out, strict=True)
+        if held
+    )
+    assert counts == {
+        ("2026/fan/00", "source"): 99,
+        ("2026/fan/00", "target"): 1,
+        ("2026/valve/00", "source"): 5,
+        ("2026/valve/00", None): 2,
+    }
+
+
+def test_the_seed_alone_decides_the_choice() -> None:
+    machines, domains = ["2026/fan/00"] * 100, ["source"] * 100
+    first, again, other = (
+        held_out_rows(machines, domains, share=0.2, seed=seed) for seed in (0, 0, 1)
+    )
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+def test_a_share_of_nothing_holds_nothing_out_and_no_clips_give_no_rows() -> None:
+    assert not held_out_rows(["2026/fan/00"] * 20, ["source"] * 20, share=0.0, seed=0).any()
+    assert held_out_rows([], [], share=0.1, seed=0).shape == (0,)
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.0, 10, float("nan")])
+def test_a_share_that_leaves_no_references_is_refused(share: float) -> None:
+    with pytest.raises(ValueError, match=r"held_out_share=.* must be in \[0, 1\)"):
+        held_out_rows(["2026/fan/00"] * 10, ["source"] * 10, share=share, seed=0)
