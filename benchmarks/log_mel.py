@@ -1,0 +1,103 @@
+"""A yardstick without a network: nearest neighbour on time-averaged log-mel spectrograms.
+
+python -m benchmarks.log_mel --data_dir DATA --output_dir scores/log_mel
+"""
+
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from torch import Tensor, nn
+
+from data_scripts.near_far import decoded, load_near_far
+from modeling import AsdFeatureExtractor
+from modeling.detectors import KnnDetector
+from modeling.spectrogram import KaldiLogMel
+from nearfar.arguments import parse_arguments, script
+from nearfar.embeddings import extract_embeddings
+from nearfar.evaluation import (
+    METRICS_FILE,
+    ScoreTable,
+    evaluate_scores,
+    format_metrics,
+    write_score_folder,
+)
+from nearfar.files import whole_folder
+
+
+@dataclass(kw_only=True)
+class LogMelArguments:
+    """Arguments of benchmarks.log_mel."""
+
+    data_dir: Path = field(metadata={"help": "Recordings in the official layout."})
+    output_dir: Path = field(metadata={"help": "The score folder to write."})
+    year: int = field(default=2026, metadata={"help": "Of the recordings."})
+
+
+class Output(NamedTuple):
+    """What `extract_embeddings` reads."""
+
+    embedding: Tensor
+
+
+class LogMelMean(nn.Module):
+    """The near channel's 128 log-mel bins, averaged over the clip's own frames."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.spectrogram = KaldiLogMel()
+        self.anchor = nn.Parameter(Tensor(0))  # gives the module a device
+
+    def forward(
+        self,
+        near_values: Tensor,
+        attention_mask: Tensor,
+        **_: Any,  # noqa: ANN401
+    ) -> Output:
+        """Return embeddings (batch, 1, 1, 128)."""
+        frames = self.spectrogram(near_values)  # (B, T, 128)
+        spectrogram, lengths = self.spectrogram, attention_mask.sum(dim=1)
+        counts = 1 + (lengths - spectrogram.frame_length) // spectrogram.hop_length  # (B,)
+        valid = (frames.new_ones(frames.shape[:2]).cumsum(dim=1) <= counts[:, None])[..., None]
+        return Output(((frames * valid).sum(dim=1) / counts[:, None])[:, None, None])
+
+
+def main() -> None:
+    """Embed, fit one detector per machine, score, write, print."""
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    args = parse_arguments(LogMelArguments)
+    clips = load_near_far(args.data_dir, year=args.year, subsets=["dev"])
+    extractor, model = AsdFeatureExtractor(), LogMelMean()
+    references = extract_embeddings(model, decoded(clips["train"]), extractor, batch_size=32)
+    tests = extract_embeddings(model, decoded(clips["test"]), extractor, batch_size=32)
+    scores = np.empty(len(tests))
+    for machine in tests.machine_names:
+        detector = KnnDetector(metric="euclidean", per_domain=False)
+        detector.fit(to_tensor(references.select(machine).embedding))
+        rows = tests.machines == machine
+        scores[rows] = detector.anomaly_score(to_tensor(tests.embedding[rows])).numpy()
+    table = ScoreTable(
+        machines=tests.machines,
+        file_names=tests.file_names,
+        domains=tests.domains,
+        conditions=tests.conditions,
+        anomaly_scores=scores,
+        p_values=np.full(len(tests), np.nan),
+        decisions=np.full(len(tests), None, dtype=object),
+    )
+    metrics = evaluate_scores(table) | {"seed": None, "recipe": "log_mel"}
+    nothing = dict.fromkeys(table.machine_names)
+    with whole_folder(args.output_dir, last=METRICS_FILE) as partial:
+        write_score_folder(partial, table, metrics, calibration_scores={}, thresholds=nothing)
+    print(format_metrics(metrics))
+
+
+def to_tensor(embedding: np.ndarray) -> Tensor:
+    """Return a table's embedding as a tensor."""
+    return Tensor(embedding)
+
+
+if __name__ == "__main__":
+    script(main)

@@ -1,0 +1,350 @@
+"""Fine-tune an encoder on normal recordings and write a complete detector.
+
+accelerate launch train.py --recipe recipes/quickstart.yaml --data_dir DATA --output_dir runs/mine
+"""
+
+import dataclasses
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DataLoaderConfiguration, set_seed
+from torch import nn
+from transformers import AutoConfig
+
+from data_scripts.near_far import decoded, known, load_near_far
+from modeling import AsdConfig, AsdFeatureExtractor, AsdForProxyClassification, ReferenceBank
+from modeling.convert_original import load_original
+from modeling.modeling_asd import ENCODERS
+from modeling.reference_bank import encoder_fingerprint
+from nearfar.arguments import parse_arguments, script
+from nearfar.embeddings import EmbeddingTable, extract_embeddings
+from nearfar.hub import write_run
+from nearfar.proxy_labels import PARTS, ProxyLabels, pseudo_attributes
+from nearfar.splits import held_out_rows
+from nearfar.training import (
+    JsonLinesTracker,
+    LabelledClips,
+    TrainingOptions,
+    latest_checkpoint,
+    train,
+)
+
+logger = logging.getLogger("nearfar.train")
+
+LOCAL_ARGUMENTS = (
+    "recipe",
+    "data_dir",
+    "output_dir",
+    "resume_from_checkpoint",
+    "report_to",
+    "num_proc",
+)
+
+
+@dataclass(kw_only=True)
+class TrainArguments(TrainingOptions):
+    """Arguments of train.py; a recipe gives any of them, the command line wins."""
+
+    recipe: Path | None = field(default=None, metadata={"help": "YAML with values for all this."})
+    data_dir: Path = field(metadata={"help": "Recordings in the official layout."})
+    output_dir: Path = field(metadata={"help": "The run folder to write."})
+    year: int = field(default=2026, metadata={"help": "Of the recordings; names differ by year."})
+    train_subsets: list[str] = field(
+        default_factory=lambda: ["dev"], metadata={"help": "Any of dev, eval_train."}
+    )
+    machine_types: list[str] | None = field(default=None, metadata={"help": "None takes all."})
+    resample: bool = field(default=False, metadata={"help": "Resample clips of other rates."})
+    num_proc: int | None = field(default=None, metadata={"help": "Processes that prepare data."})
+
+    encoder_checkpoint: Path | None = field(
+        default=None, metadata={"help": "The authors' .pt, or a folder; None starts from scratch."}
+    )
+    encoder_config: dict | str | None = field(
+        default=None, metadata={"help": "Of an encoder from scratch, as JSON; with its model_type."}
+    )
+    front_end: str = "near"
+    front_end_options: dict | str | None = None
+    channels: list[str] = field(default_factory=lambda: ["near"])
+    layers: list[int] | None = field(default=None, metadata={"help": "Scored; None is the last."})
+    pooling: str = "mean"
+    pooling_options: dict | str | None = None
+    projection: str = "none"
+    projection_size: int | None = None
+    projection_dropout: float = 0.0
+    scored_embedding: str = "pooled"
+    head: str = "arcface"
+    head_options: dict | str | None = None
+    detector: str = "knn"
+    detector_options: dict | str | None = None
+    peak_normalize: bool = field(
+        default=False, metadata={"help": "Scale both channels jointly to a peak of 1."}
+    )
+
+    label_parts: list[str] = field(
+        default_factory=lambda: list(PARTS), metadata={"help": "What makes a proxy class."}
+    )
+    pseudo_labels: Literal["never", "single_class", "missing_attributes"] = field(
+        default="single_class", metadata={"help": "When k-means stands in for attributes."}
+    )
+    num_pseudo_labels: int = field(default=8, metadata={"help": "Clusters per machine and domain."})
+    num_classes: int | None = field(
+        default=None, metadata={"help": "Stop unless there are so many proxy classes."}
+    )
+    no_training: bool = field(default=False, metadata={"help": "Score the encoder as it is."})
+    held_out_share: float = field(
+        default=0.1, metadata={"help": "Normal clips kept back for thresholds."}
+    )
+    activation_checkpointing: bool = field(
+        default=False, metadata={"help": "Trade time for memory in training."}
+    )
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    extraction_batch_size: int = field(default=16, metadata={"help": "Clips embedded at once."})
+    report_to: list[str] = field(
+        default_factory=lambda: ["jsonl"], metadata={"help": "jsonl, and accelerate's trackers."}
+    )
+    resume_from_checkpoint: str | None = field(
+        default=None, metadata={"help": "'latest', or a folder under trainer_state."}
+    )
+
+    @property
+    def state_dir(self) -> Path:
+        """Where training states are saved."""
+        return self.output_dir / "trainer_state"
+
+
+def main() -> None:
+    """Read clips, train, fill the reference bank, write the run folder."""
+    logging.basicConfig(format="%(message)s", level=logging.INFO)
+    args = parse_arguments(TrainArguments)
+    accelerator = build_accelerator(args)
+    set_seed(args.seed)
+    clips = load_clips(args, accelerator)
+    rows = known(clips)
+    machines, domains = [row["machine"] for row in rows], [row["domain"] for row in rows]
+    held_out = held_out_rows(machines, domains, share=args.held_out_share, seed=args.seed)
+    references, calibration = clips.select((~held_out).nonzero()[0]), held_out.nonzero()[0]
+    feature_extractor = AsdFeatureExtractor(peak_normalize=args.peak_normalize)
+    encoder = build_encoder(args)
+    labels = make_labels(args, encoder, references, feature_extractor, accelerator)
+    model = build_model(args, encoder, labels)
+    if not args.no_training:
+        fine_tune(model, references, labels, feature_extractor, args, accelerator)
+
+    def embed(chosen: Any, description: str) -> EmbeddingTable:  # noqa: ANN401 - a Dataset
+        return extract_embeddings(
+            model.asd,
+            decoded(chosen),
+            feature_extractor,
+            batch_size=args.extraction_batch_size,
+            accelerator=accelerator,
+            num_workers=args.dataloader_num_workers,
+            description=description,
+        )
+
+    table = embed(references, "references")
+    calibrating = embed(clips.select(calibration), "calibration") if len(calibration) else None
+    model.to("cpu")
+    bank = ReferenceBank(model.config, fingerprint=encoder_fingerprint(model.asd)).fit(
+        table, calibration=calibrating, frozen_encoder=args.no_training
+    )
+    if accelerator.is_main_process:
+        write_run(
+            args.output_dir,
+            model=model,
+            feature_extractor=feature_extractor,
+            bank=bank,
+            recipe=resolved_recipe(args),
+            metrics={
+                "official_score": None,  # score.py gives it
+                "machines": {},
+                "seed": args.seed,
+                "recipe": args.recipe.stem if args.recipe else None,
+                "frozen_encoder": args.no_training,
+                "num_classes": labels.num_classes,
+                "num_references": len(references),
+                "num_calibration": len(calibration),
+                "num_parameters": sum(p.numel() for p in model.parameters()),
+            },
+            thresholds={name: bank.threshold(name) for name in bank.machines},
+        )
+        print(f"{args.output_dir}: {len(bank.machines)} machines, {len(references)} references")  # noqa: T201 - the script's answer
+    accelerator.end_training()
+
+
+def build_accelerator(args: TrainArguments) -> Accelerator:
+    """Return an accelerator that splits each batch over the processes and logs to `report_to`."""
+    trackers = [
+        JsonLinesTracker(args.state_dir) if name == "jsonl" else name for name in args.report_to
+    ]
+    accelerator = Accelerator(
+        gradient_accumulation_steps=args.gradient_accumulation_steps,
+        mixed_precision=args.mixed_precision,
+        log_with=trackers,
+        project_dir=args.state_dir,
+        dataloader_config=DataLoaderConfiguration(split_batches=True, use_seedable_sampler=True),
+    )
+    missing = set(args.report_to) - {"jsonl"} - {str(tracker) for tracker in accelerator.log_with}
+    if missing:
+        raise ValueError(f"report_to: {sorted(missing)} cannot be used; is the package installed?")
+    accelerator.init_trackers("nearfar", {"num_processes": accelerator.num_processes})
+    logging.getLogger().setLevel(logging.INFO if accelerator.is_main_process else logging.ERROR)
+    return accelerator
+
+
+def load_clips(args: TrainArguments, accelerator: Accelerator) -> Any:  # noqa: ANN401 - a Dataset
+    """Return the training clips; the main process prepares the cache, the others wait for it."""
+    with accelerator.main_process_first():
+        return load_near_far(
+            args.data_dir,
+            year=args.year,
+            machine_types=args.machine_types,
+            subsets=args.train_subsets,
+            num_proc=args.num_proc,
+            resample=args.resample,
+        )["train"]
+
+
+def build_encoder(args: TrainArguments) -> nn.Module:
+    """Return the encoder: the authors' weights, those of a folder, or new ones."""
+    path = args.encoder_checkpoint
+    if path is None:
+        config = dict(args.encoder_config or {"model_type": "nearfar_beats"})
+        name = config.pop("model_type", "nearfar_beats")
+        if name not in ENCODERS:
+            raise ValueError(
+                f"encoder_config: model_type={name!r} is not one of {sorted(ENCODERS)}."
+            )
+        return ENCODERS[name](AutoConfig.for_model(name, **config))
+    if not path.exists():
+        raise FileNotFoundError(
+            f"There is no encoder checkpoint {path}. Give the authors' .pt file or a folder made "
+            "by `python -m modeling.convert_original`."
+        )
+    if args.encoder_config is not None:
+        raise ValueError("Give encoder_checkpoint or encoder_config, not both.")
+    if path.is_file():
+        return load_original(path)
+    model_type = AutoConfig.from_pretrained(path).model_type
+    if model_type not in ENCODERS:
+        raise ValueError(f"{path} holds a {model_type!r}, not one of {sorted(ENCODERS)}.")
+    return ENCODERS[model_type].from_pretrained(path)
+
+
+def make_labels(
+    args: TrainArguments,
+    encoder: nn.Module,
+    references: Any,  # noqa: ANN401 - a Dataset
+    feature_extractor: AsdFeatureExtractor,
+    accelerator: Accelerator,
+) -> ProxyLabels:
+    """Return the proxy classes, with clusters of frozen embeddings where they are asked for."""
+    rows = known(references)
+    labels = ProxyLabels.from_clips(rows, parts=args.label_parts)
+    single = labels.num_classes < 2
+    if not args.no_training and single and args.pseudo_labels == "never":
+        raise ValueError(
+            f"All {len(rows)} training clips are in one proxy class ({labels.class_names[0]}), so "
+            "there is nothing to tell apart. Allow --pseudo_labels single_class, or score the "
+            "encoder as it is with --no_training."
+        )
+    wanted = single if args.pseudo_labels == "single_class" else args.pseudo_labels != "never"
+    if wanted and not args.no_training:
+        frozen = AsdForProxyClassification(asd_config(args, encoder, labels)).asd
+        frozen.load_encoder(encoder)
+        table = extract_embeddings(
+            frozen,
+            decoded(references),
+            feature_extractor,
+            batch_size=args.extraction_batch_size,
+            accelerator=accelerator,
+            description="pseudo labels",
+        )
+        pseudo = pseudo_attributes(table, num_clusters=args.num_pseudo_labels, seed=args.seed)
+        labels = ProxyLabels.from_clips(rows, parts=args.label_parts, pseudo_attributes=pseudo)
+        logger.info("Pseudo labels: %d proxy classes.", labels.num_classes)
+    if args.num_classes is not None and labels.num_classes != args.num_classes:
+        raise ValueError(
+            f"The recipe expects {args.num_classes} proxy classes, but the clips have "
+            f"{labels.num_classes}. Check data_dir, year and train_subsets, or give "
+            "--num_classes none."
+        )
+    return labels
+
+
+def asd_config(args: TrainArguments, encoder: nn.Module, labels: ProxyLabels) -> AsdConfig:
+    """Return the model's configuration."""
+    shared = {f.name for f in dataclasses.fields(args)} & {
+        f.name for f in dataclasses.fields(AsdConfig)
+    }
+    values = {name: getattr(args, name) for name in sorted(shared - {"encoder_config"})}
+    return AsdConfig(
+        encoder_config=encoder.config,
+        id2label=dict(enumerate(labels.class_names)),
+        label2id={name: index for index, name in enumerate(labels.class_names)},
+        **values,
+    )
+
+
+def build_model(
+    args: TrainArguments, encoder: nn.Module, labels: ProxyLabels
+) -> AsdForProxyClassification:
+    """Return encoder and head."""
+    model = AsdForProxyClassification(asd_config(args, encoder, labels))
+    model.asd.load_encoder(encoder)
+    if args.activation_checkpointing:
+        model.activation_checkpointing_enable()
+    return model
+
+
+def fine_tune(
+    model: AsdForProxyClassification,
+    references: Any,  # noqa: ANN401 - a Dataset
+    labels: ProxyLabels,
+    feature_extractor: AsdFeatureExtractor,
+    args: TrainArguments,
+    accelerator: Accelerator,
+) -> None:
+    """Train the model in place, from the state asked for."""
+    resume_from = None
+    if args.resume_from_checkpoint is not None:
+        asked = args.resume_from_checkpoint
+        resume_from = latest_checkpoint(args.state_dir) if asked == "latest" else Path(asked)
+        if resume_from is None or not resume_from.is_dir():
+            raise FileNotFoundError(
+                f"There is no saved state to resume from: {asked} ({args.state_dir}). "
+                "Leave out --resume_from_checkpoint to start anew."
+            )
+    training_clips = LabelledClips(decoded(references), labels.labels)
+    logger.info("%d training clips in %d classes.", len(training_clips), labels.num_classes)
+    train(
+        model,
+        training_clips,
+        feature_extractor,
+        args,
+        accelerator,
+        state_dir=args.state_dir,
+        data_digest=training_clips.digest(known(references)),
+        resume_from=resume_from,
+    )
+    accelerator.free_memory()
+    torch.cuda.empty_cache()
+
+
+def resolved_recipe(args: TrainArguments) -> dict[str, Any]:
+    """Return all arguments that are not of this machine, as plain values."""
+    values = {
+        f.name: getattr(args, f.name)
+        for f in dataclasses.fields(args)
+        if f.name not in LOCAL_ARGUMENTS
+    }
+    return {
+        name: value.name if isinstance(value, Path) else value for name, value in values.items()
+    }
+
+
+if __name__ == "__main__":
+    script(main)
