@@ -1,5 +1,6 @@
 """Which normal clips train and fill the bank, and which are kept back to calibrate it."""
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -22,7 +23,16 @@ def held_out_rows(
 
     Returns:
         (N,) True where held out.
+
+    Raises:
+        ValueError: The share is out of range, or a machine has a single clip: a detector needs two.
     """
+    for machine, count in sorted(Counter(machines).items()):
+        if count < 2:
+            raise ValueError(
+                f"{machine} has {count} training clip, fewer than the 2 references that a detector "
+                "needs. Add normal clips of it, or leave it out with machine_types."
+            )
     if not 0 <= share < 1:
         raise ValueError(f"held_out_share={share} must be in [0, 1): the rest fills the bank.")
     rng = np.random.default_rng(seed)

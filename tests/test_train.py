@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import load_file
+from transformers import pipeline
 
 import score
 import train
@@ -117,6 +119,22 @@ def test_a_clip_scores_alone_as_in_score_py(trained: Path, scored: Path, factory
             table.file_names == clips[index]["file_name"]
         )
         np.testing.assert_allclose(alone.anomaly_scores, table.anomaly_scores[rows], atol=1e-5)
+
+
+def test_the_pipeline_gives_the_verdict_of_score_py(
+    trained: Path, scored: Path, factory_dir: Path
+) -> None:
+    pipe = pipeline("anomalous-sound-detection", model=str(trained), trust_remote_code=True)
+    table = ScoreTable.read_csv(scored / "scores.csv")
+    path = sorted((factory_dir / "dev_data" / "raw").glob("*/test/*.wav"))[0]
+    row = np.flatnonzero(
+        (table.file_names == path.name) & (table.machines == f"2026/{path.parts[-3]}/00")
+    )[0]
+    verdict = pipe(str(path), machine=path.parts[-3])
+    assert verdict["anomaly_score"] == pytest.approx(table.anomaly_scores[row], abs=1e-5)
+    assert verdict["p_value"] == pytest.approx(table.p_values[row])
+    assert int(verdict["anomalous"]) == int(table.decisions[row])
+    assert len(verdict["nearest_references"]) == 3
 
 
 def test_interrupted_and_resumed_is_as_never_interrupted(
@@ -242,7 +260,7 @@ def test_a_mistake_is_answered_and_nothing_is_half_written(
     message: str,
 ) -> None:
     arguments = ["--data_dir", factory_dir, "--output_dir", tmp_path / "run", *TINY_RECIPE]
-    with pytest.raises((ValueError, OSError), match=message):
+    with pytest.raises((ValueError, OSError, StrictDataclassError), match=message):
         run_script(train, [*arguments, "--max_steps", 1, *extra], monkeypatch)
     assert not (tmp_path / "run" / "run.json").exists()
     assert not (tmp_path / "run" / "model.safetensors").exists()

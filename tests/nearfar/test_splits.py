@@ -18,7 +18,7 @@ def groups_of(sizes: dict[tuple[str, str | None], int]) -> tuple[list[str], list
 
 
 @given(
-    sizes=st.lists(st.integers(1, 60), min_size=1, max_size=5),
+    sizes=st.lists(st.integers(2, 60), min_size=1, max_size=5),
     share=st.floats(0.0, 1.0, exclude_max=True),
     seed=st.integers(0, 100),
 )
@@ -39,6 +39,12 @@ def test_every_group_gives_its_share_at_least_one_never_all_and_none_below_four(
             assert 1 <= count < size
             # within rounding, where neither bound holds
             assert count in (1, size - 1) or abs(count - share * size) <= 0.5
+
+
+def test_a_machine_with_a_single_clip_is_refused_by_name() -> None:
+    machines, domains = groups_of({("2026/fan/00", None): 1, ("2026/valve/00", "source"): 9})
+    with pytest.raises(ValueError, match=r"fan/00 has 1 training clip.*Add normal"):
+        held_out_rows(machines, domains, share=0.1, seed=0)
 
 
 def test_the_share_is_taken_of_each_machine_and_domain_apart() -> None:
