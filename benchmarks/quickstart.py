@@ -23,6 +23,7 @@ from scipy import stats
 from benchmarks.compare import METRICS, compare, format_rows
 from nearfar.arguments import parse_arguments, script
 from nearfar.files import read_json, whole_folder, write_json
+from nearfar.hub import RUN_FILE
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE = ROOT / "recipes" / "quickstart.yaml"
@@ -61,8 +62,10 @@ def main() -> None:
     results = []
     for seed in args.seeds:
         folder = args.output_dir.resolve() / f"seed_{seed:03d}"
-        if not (folder / RESULT).is_file():
-            evaluate_seed(seed, folder, demo_dir=args.demo_dir if seed == args.seeds[0] else None)
+        demo_dir = args.demo_dir if seed == args.seeds[0] else None
+        done = (folder / RESULT).is_file() and (demo_dir is None or (demo_dir / RUN_FILE).is_file())
+        if not done:
+            evaluate_seed(seed, folder, demo_dir=demo_dir)
             if not (args.keep_data or args.demo_dir):
                 shutil.rmtree(folder / "data")
         results.append(read_json(folder / RESULT))
@@ -82,16 +85,8 @@ def evaluate_seed(seed: int, folder: Path, *, demo_dir: Path | None) -> None:
     environment = {"HF_DATASETS_CACHE": str(cache.resolve())}
     python, training = [sys.executable], ["--recipe", RECIPE, "--data_dir", data, "--seed", seed]
     untrained = folder / "untrained"
-    launch = [
-        *python,
-        "-m",
-        "accelerate.commands.launch",
-        "--num_processes",
-        1,
-        "--num_machines",
-        1,
-    ]
-    launch += ["--mixed_precision", "no", "--dynamo_backend", "no"]
+    launch = [*python, "-m", "accelerate.commands.launch", "--num_processes", 1]
+    launch += ["--num_machines", 1, "--mixed_precision", "no", "--dynamo_backend", "no"]
     log_mel = scores["log-mel 1-NN"]
     train = [*launch, ROOT / "train.py", *training]
     score = [*python, ROOT / "score.py", "--data_dir", data]
