@@ -87,6 +87,7 @@ def evaluate_seed(seed: int, folder: Path, *, demo_dir: Path | None) -> None:
     untrained = folder / "untrained"
     launch = [*python, "-m", "accelerate.commands.launch", "--num_processes", 1]
     launch += ["--num_machines", 1, "--mixed_precision", "no", "--dynamo_backend", "no"]
+    launch += ["--num_cpu_threads_per_process", os.cpu_count() or 1]  # the launcher sets 1
     log_mel = scores["log-mel 1-NN"]
     train = [*launch, ROOT / "train.py", *training]
     score = [*python, ROOT / "score.py", "--data_dir", data]
