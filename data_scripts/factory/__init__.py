@@ -7,7 +7,7 @@ are a fan, a pump, a gearbox, a slider, another fan, ...; the names of all but t
 attributes (speed and load), so three machines all have them. The target domain has other speeds or
 loads, other places in the hall, and other noise.
 
-Its presets were tuned on seeds 0-9. Results are reported on seeds from 100 on.
+Its presets are tuned on seeds below 10. Results are reported on seeds from 100 on.
 """
 
 from .acoustics import Hall, Scene, draw_hall, draw_scene
