@@ -38,9 +38,9 @@ class Preset:
     level_spread_db: float
 
 
-# "easy" is tuned on seeds 0 and 1 (0-9 are for tuning, 100 and up for reports), with three machines,
-# 100 + 10 training and 4 x 25 test clips of 6 s, for the 1-NN on time-averaged log-mels of near: an
-# official source AUC of 65-75, target 50-65.
+# "easy" is tuned on seeds 0 and 1 (0-9 are for tuning, 100 and up for reports), with three
+# machines, 100 + 10 training and 4 x 25 test clips of 6 s, for the 1-NN on time-averaged log-mels
+# of near: an official source AUC of 65-75, target 50-65.
 PRESETS: dict[PresetName, Preset] = {
     "easy": Preset(
         snr_db={"source": (-3.0, 9.0), "target": (-3.0, 9.0)},
