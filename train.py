@@ -5,6 +5,7 @@ accelerate launch train.py --recipe recipes/quickstart.yaml --data_dir DATA --ou
 
 import dataclasses
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -127,12 +128,13 @@ def main() -> None:
     machines, domains = [row["machine"] for row in rows], [row["domain"] for row in rows]
     held_out = held_out_rows(machines, domains, share=args.held_out_share, seed=args.seed)
     references, calibration = clips.select((~held_out).nonzero()[0]), held_out.nonzero()[0]
+    reference_rows = [row for row, held in zip(rows, held_out, strict=True) if not held]
     feature_extractor = AsdFeatureExtractor(peak_normalize=args.peak_normalize)
     encoder = build_encoder(args)
-    labels = make_labels(args, encoder, references, feature_extractor, accelerator)
+    labels = make_labels(args, encoder, references, reference_rows, feature_extractor, accelerator)
     model = build_model(args, encoder, labels)
     if not args.no_training:
-        fine_tune(model, references, labels, feature_extractor, args, accelerator)
+        fine_tune(model, references, reference_rows, labels, feature_extractor, args, accelerator)
 
     def embed(chosen: Any, description: str) -> EmbeddingTable:  # noqa: ANN401 - a Dataset
         return extract_embeddings(
@@ -238,11 +240,11 @@ def make_labels(
     args: TrainArguments,
     encoder: nn.Module,
     references: Any,  # noqa: ANN401 - a Dataset
+    rows: Sequence[dict[str, Any]],
     feature_extractor: AsdFeatureExtractor,
     accelerator: Accelerator,
 ) -> ProxyLabels:
     """Return the proxy classes, with clusters of frozen embeddings where they are asked for."""
-    rows = known(references)
     labels = ProxyLabels.from_clips(rows, parts=args.label_parts)
     single = labels.num_classes < 2
     if not args.no_training and single and args.pseudo_labels == "never":
@@ -303,6 +305,7 @@ def build_model(
 def fine_tune(
     model: AsdForProxyClassification,
     references: Any,  # noqa: ANN401 - a Dataset
+    rows: Sequence[dict[str, Any]],
     labels: ProxyLabels,
     feature_extractor: AsdFeatureExtractor,
     args: TrainArguments,
@@ -327,7 +330,7 @@ def fine_tune(
         args,
         accelerator,
         state_dir=args.state_dir,
-        data_digest=training_clips.digest(known(references)),
+        data_digest=training_clips.digest(rows),
         resume_from=resume_from,
     )
     accelerator.free_memory()

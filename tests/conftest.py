@@ -16,16 +16,6 @@ from data_scripts.factory import simulate_factory  # noqa: E402
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
-TINY_ENCODER = {
-    "model_type": "nearfar_beats",
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 64,
-    "patch_embedding_size": 32,
-    "conv_position_kernel": 16,
-}
-
 
 @pytest.fixture(scope="session")
 def factory_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -7,7 +7,7 @@ from types import ModuleType
 import pytest
 from accelerate.state import AcceleratorState
 
-from tests.conftest import TINY_ENCODER
+from tests.tiny import TINY_ENCODER
 
 TINY_RECIPE = (
     *("--encoder_config", str(TINY_ENCODER).replace("'", '"')),

@@ -3,6 +3,7 @@ import torch
 from torch import Tensor
 
 from modeling import AsdConfig, AsdForProxyClassification
+from tests.tiny import TINY_ENCODER
 
 
 @pytest.fixture
@@ -10,20 +11,8 @@ def tiny_config():
     """Return a function that makes a small AsdConfig; keyword arguments override its fields."""
 
     def make(*, encoder: dict | None = None, **options) -> AsdConfig:
-        encoder_config = {
-            "model_type": "nearfar_beats",
-            "hidden_size": 32,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
-            "intermediate_size": 64,
-            "patch_embedding_size": 16,
-            "conv_position_kernel": 8,
-            "conv_position_groups": 4,
-            "num_buckets": 32,
-            "max_distance": 64,
-        }
         return AsdConfig(
-            encoder_config=encoder_config | (encoder or {}), **({"num_labels": 5} | options)
+            encoder_config=TINY_ENCODER | (encoder or {}), **({"num_labels": 5} | options)
         )
 
     return make

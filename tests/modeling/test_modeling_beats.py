@@ -17,19 +17,10 @@ from modeling.modeling_beats import (
     BeatsModel,
     relative_position_bucket,
 )
+from tests.tiny import TINY_ENCODER
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "beats"
-TINY = {
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 64,
-    "patch_embedding_size": 16,
-    "conv_position_kernel": 8,
-    "conv_position_groups": 4,
-    "num_buckets": 32,
-    "max_distance": 64,
-}
+TINY = {name: value for name, value in TINY_ENCODER.items() if name != "model_type"}
 ATTENTION = pytest.mark.parametrize("attention", ["sdpa", "eager"])
 
 

@@ -14,19 +14,7 @@ from torch import Tensor, nn
 from modeling import AsdConfig, AsdFeatureExtractor, AsdModel
 from nearfar import embeddings
 from nearfar.embeddings import CLIP_FIELDS, EmbeddingTable, extract_embeddings, model_inputs
-
-TINY_ENCODER = {
-    "model_type": "nearfar_beats",
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 64,
-    "patch_embedding_size": 16,
-    "conv_position_kernel": 8,
-    "conv_position_groups": 4,
-    "num_buckets": 32,
-    "max_distance": 64,
-}
+from tests.tiny import TINY_ENCODER
 
 
 class FakeExtractor:

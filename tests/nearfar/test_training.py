@@ -14,7 +14,7 @@ from nearfar.training import (
     augmented,
     latest_checkpoint,
 )
-from tests.conftest import TINY_ENCODER
+from tests.tiny import TINY_ENCODER
 
 
 def tiny(**options: object) -> AsdForProxyClassification:
