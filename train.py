@@ -73,6 +73,7 @@ class TrainArguments(TrainingOptions):
     layers: list[int] | None = field(default=None, metadata={"help": "Scored; None is the last."})
     pooling: str = "mean"
     pooling_options: dict | str | None = None
+    join_bands: bool = False
     projection: str = "none"
     projection_size: int | None = None
     projection_dropout: float = 0.0

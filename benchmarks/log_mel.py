@@ -6,7 +6,7 @@ python -m benchmarks.log_mel --data_dir DATA --output_dir scores/log_mel
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from data_scripts.near_far import decoded, load_near_far
 from modeling import AsdFeatureExtractor
 from modeling.detectors import KnnDetector
+from modeling.front_ends import FRONT_ENDS
 from modeling.spectrogram import KaldiLogMel
 from nearfar.arguments import parse_arguments, script
 from nearfar.embeddings import extract_embeddings
@@ -34,6 +35,9 @@ class LogMelArguments:
     data_dir: Path = field(metadata={"help": "Recordings in the official layout."})
     output_dir: Path = field(metadata={"help": "The score folder to write."})
     year: int = field(default=2026, metadata={"help": "Of the recordings."})
+    front_end: Literal["near", "complex_least_squares"] = field(
+        default="near", metadata={"help": "What happens to near and far before the spectrogram."}
+    )
 
 
 class Output(NamedTuple):
@@ -43,22 +47,24 @@ class Output(NamedTuple):
 
 
 class LogMelMean(nn.Module):
-    """The near channel's 128 log-mel bins, averaged over the clip's own frames."""
+    """The 128 log-mel bins of what a front end returns, averaged over the clip's own frames."""
 
-    def __init__(self) -> None:
+    def __init__(self, front_end: str) -> None:
         super().__init__()
+        self.front_end = FRONT_ENDS[front_end]()
         self.spectrogram = KaldiLogMel()
         self.anchor = nn.Parameter(Tensor(0))  # gives the module a device
 
     def forward(
         self,
         near_values: Tensor,
+        far_values: Tensor,
         attention_mask: Tensor,
         **_: Any,  # noqa: ANN401
     ) -> Output:
         """Return embeddings (batch, 1, 1, 128)."""
-        frames = self.spectrogram(near_values)  # (B, T, 128)
         spectrogram, lengths = self.spectrogram, attention_mask.sum(dim=1)
+        frames = spectrogram(self.front_end(near_values, far_values, lengths))  # (B, T, 128)
         counts = 1 + (lengths - spectrogram.frame_length) // spectrogram.hop_length  # (B,)
         valid = (frames.new_ones(frames.shape[:2]).cumsum(dim=1) <= counts[:, None])[..., None]
         return Output(((frames * valid).sum(dim=1) / counts[:, None])[:, None, None])
@@ -69,7 +75,7 @@ def main() -> None:
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     args = parse_arguments(LogMelArguments)
     clips = load_near_far(args.data_dir, year=args.year, subsets=["dev"])
-    extractor, model = AsdFeatureExtractor(), LogMelMean()
+    extractor, model = AsdFeatureExtractor(), LogMelMean(args.front_end)
     references = extract_embeddings(model, decoded(clips["train"]), extractor, batch_size=32)
     tests = extract_embeddings(model, decoded(clips["test"]), extractor, batch_size=32)
     scores = np.empty(len(tests))

@@ -1,7 +1,8 @@
 """The demo, and the same over many factories: does fine-tuning pay?
 
 For each factory seed: simulate three machines, fine-tune the quickstart system, score it, the same
-encoder untrained, and log-mel 1-NN on the same clips. A seed that is done is not done again.
+encoder untrained, and log-mel 1-NN on the same clips: of the near channel, and after the same front
+end. A seed that is done is not done again.
 
 python -m benchmarks.quickstart --seeds 100 101 102 --output_dir runs/quickstart
 """
@@ -39,7 +40,7 @@ FACTORY = [
     "--seconds",
     "6",
 ]
-SYSTEMS = ("fine-tuned", "untrained encoder", "log-mel 1-NN")
+SYSTEMS = ("fine-tuned", "untrained encoder", "log-mel 1-NN", "cancelled log-mel 1-NN")
 RESULT = "result.json"
 
 
@@ -88,7 +89,8 @@ def evaluate_seed(seed: int, folder: Path, *, demo_dir: Path | None) -> None:
     launch = [*python, "-m", "accelerate.commands.launch", "--num_processes", 1]
     launch += ["--num_machines", 1, "--mixed_precision", "no", "--dynamo_backend", "no"]
     launch += ["--num_cpu_threads_per_process", os.cpu_count() or 1]  # the launcher sets 1
-    log_mel = scores["log-mel 1-NN"]
+    log_mel = [*python, "-m", "benchmarks.log_mel", "--data_dir", data]
+    log_mel_of = {"log-mel 1-NN": "near", "cancelled log-mel 1-NN": "complex_least_squares"}
     train = [*launch, ROOT / "train.py", *training]
     score = [*python, ROOT / "score.py", "--data_dir", data]
     steps: list[list[Any]] = [
@@ -97,7 +99,10 @@ def evaluate_seed(seed: int, folder: Path, *, demo_dir: Path | None) -> None:
         [*score, "--model", run_dir, "--output_dir", scores["fine-tuned"]],
         [*train, "--no_training", "--output_dir", untrained],
         [*score, "--model", untrained, "--output_dir", scores["untrained encoder"]],
-        [*python, "-m", "benchmarks.log_mel", "--data_dir", data, "--output_dir", log_mel],
+        *(
+            [*log_mel, "--front_end", front_end, "--output_dir", scores[name]]
+            for name, front_end in log_mel_of.items()
+        ),
     ]
     for step in steps:
         command = [str(word) for word in step]
@@ -114,16 +119,16 @@ def format_seeds(seeds: Sequence[int], results: Sequence[Mapping[str, Any]]) -> 
     official = np.array(
         [[row["official_score"] for row in result["systems"]] for result in results]
     )  # (seeds, systems)
-    lines = ["official score".ljust(16) + "".join(f"{name:>20}" for name in SYSTEMS)]
+    lines = ["official score".ljust(16) + "".join(f"{name:>24}" for name in SYSTEMS)]
     for seed, values in zip(seeds, official, strict=True):
-        lines.append(f"factory {seed:<8}" + "".join(f"{100 * value:>20.2f}" for value in values))
+        lines.append(f"factory {seed:<8}" + "".join(f"{100 * value:>24.2f}" for value in values))
     mean, deviation = 100 * official.mean(axis=0), 100 * official.std(axis=0, ddof=1)
     cells = [f"{m:.2f} ({d:.2f})" for m, d in zip(mean, deviation, strict=True)]
-    lines.append(f"{'mean (std)':<16}" + "".join(f"{cell:>20}" for cell in cells))
+    lines.append(f"{'mean (std)':<16}" + "".join(f"{cell:>24}" for cell in cells))
     for key in METRICS:
         values = np.array([[row[key] for row in result["systems"]] for result in results])
         cells = [f"{100 * value:.2f}" for value in values.mean(axis=0)]
-        lines.append(f"{key:<16}" + "".join(f"{cell:>20}" for cell in cells))
+        lines.append(f"{key:<16}" + "".join(f"{cell:>24}" for cell in cells))
     for index, name in enumerate(SYSTEMS[1:], start=1):
         difference = 100 * (official[:, 0] - official[:, index])
         half = stats.t.ppf(0.975, len(difference) - 1) * stats.sem(difference)

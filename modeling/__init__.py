@@ -30,11 +30,11 @@ from .pipeline_asd import AnomalousSoundDetectionPipeline
 from .pooling import POOLINGS, MeanPooling
 from .reference_bank import Decision, ReferenceBank, UnknownMachineError, encoder_fingerprint
 
-AutoConfig.register(AsdConfig.model_type, AsdConfig, exist_ok=True)
 for _config, _model, _classifier in (
     (BeatsConfig, BeatsModel, BeatsForAudioClassification),
     (AsdConfig, AsdModel, AsdForProxyClassification),
 ):
+    AutoConfig.register(_config.model_type, _config, exist_ok=True)
     AutoModel.register(_config, _model, exist_ok=True)
     AutoModelForAudioClassification.register(_config, _classifier, exist_ok=True)
     AutoFeatureExtractor.register(_config, AsdFeatureExtractor, exist_ok=True)

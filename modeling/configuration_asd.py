@@ -75,17 +75,33 @@ class BeatsConfig(PreTrainedConfig):
     spectrogram_std: float = 6.55582
     sampling_rate: int = 16_000
 
-    def validate_heads(self) -> None:
-        """Refuse a hidden size that the heads cannot share."""
-        if self.hidden_size % self.num_attention_heads:
+    def validate_hidden_size(self) -> None:
+        """Refuse a hidden size that heads or groups cannot share."""
+        for name in ("num_attention_heads", "conv_position_groups"):
+            if self.hidden_size % getattr(self, name):
+                raise ValueError(
+                    f"hidden_size={self.hidden_size} is not a multiple of "
+                    f"{name}={getattr(self, name)}."
+                )
+
+
+ENCODER_CONFIGS = {config.model_type: config for config in (BeatsConfig,)}
+
+
+class EncoderSpec(SubConfigSpec):
+    """Finds an encoder's config class among those of this module.
+
+    Not in transformers' registry, which all checkpoints' own copies of this module would share.
+    """
+
+    def get_config_class(self, model_type: str | None = None) -> type[PreTrainedConfig]:
+        """Return the class of a model type, or raise ValueError."""
+        if model_type not in ENCODER_CONFIGS:
             raise ValueError(
-                f"hidden_size={self.hidden_size} is not a multiple of "
-                f"num_attention_heads={self.num_attention_heads}."
+                f"encoder_config has model_type={model_type!r}; the encoders are "
+                f"{sorted(ENCODER_CONFIGS)}."
             )
-
-
-# AsdConfig finds its encoder's class in this registry.
-AutoConfig.register(BeatsConfig.model_type, BeatsConfig, exist_ok=True)
+        return ENCODER_CONFIGS[model_type]
 
 
 @strict
@@ -101,6 +117,8 @@ class AsdConfig(PreTrainedConfig):
             None takes the last. Views are ordered by channel, then by layer.
         pooling: How a layer's patches become one embedding, a key of `POOLINGS`.
         pooling_options: Keyword arguments of its constructor.
+        join_bands: Whether the bands that pooling kept become one long vector. A projection then
+            has weights and statistics of their own for each; otherwise it is the same for all.
         projection: What stands between pooling and head; "batch_norm_linear" normalises each
             dimension over the training clips first.
         projection_size: Size of the projected embedding; None keeps the pooled one's.
@@ -117,7 +135,7 @@ class AsdConfig(PreTrainedConfig):
 
     model_type = "nearfar_asd"
     sub_configs_defaults: ClassVar[dict[str, SubConfigSpec]] = {
-        "encoder_config": SubConfigSpec(AutoConfig, model_type="nearfar_beats")
+        "encoder_config": EncoderSpec(AutoConfig, model_type="nearfar_beats")
     }
 
     encoder_config: dict[str, Any] | PreTrainedConfig | None = None
@@ -127,6 +145,7 @@ class AsdConfig(PreTrainedConfig):
     layers: list[int] | None = None
     pooling: Literal["mean"] = "mean"
     pooling_options: dict[str, Any] | None = None
+    join_bands: bool = False
     projection: Literal["none", "linear", "batch_norm_linear"] = "none"
     projection_size: int | None = None
     projection_dropout: float = 0.0
@@ -161,6 +180,14 @@ class AsdConfig(PreTrainedConfig):
         if wrong or self.layers == []:
             raise ValueError(
                 f"layers {wrong or '[]'} do not exist: the encoder has layers 1 to {depth}."
+            )
+
+    def validate_join_bands(self) -> None:
+        """Refuse to join bands where pooling averages over them."""
+        if self.join_bands and not (self.pooling_options or {}).get("keep_bands"):
+            raise ValueError(
+                "join_bands=True joins the bands that pooling keeps, and it keeps none. Set "
+                "pooling_options={'keep_bands': True}."
             )
 
     def validate_options(self) -> None:
@@ -199,4 +226,4 @@ def check_options(
 BeatsConfig.register_for_auto_class()
 AsdConfig.register_for_auto_class()
 
-__all__ = ["FORMAT_VERSION", "AsdConfig", "BeatsConfig"]
+__all__ = ["ENCODER_CONFIGS", "FORMAT_VERSION", "AsdConfig", "BeatsConfig"]

@@ -183,7 +183,8 @@ class AsdModel(AsdPreTrainedModel):
         self.pooling = POOLINGS[config.pooling](
             encoder_config.hidden_size, **(config.pooling_options or {})
         )
-        self.projection = Projection(config, self.pooling.output_size)
+        bands = self.encoder.patch_grid(config.sampling_rate)[1] if config.join_bands else 1
+        self.projection = Projection(config, bands * self.pooling.output_size)
         self.post_init()
 
     def load_encoder(self, encoder: BeatsModel) -> None:
@@ -240,6 +241,8 @@ class AsdModel(AsdPreTrainedModel):
             for view in self.encode(waveforms[channel], attention_mask)
         ]
         pooled = torch.stack(views, dim=1)  # views x (B, bands, D) -> (B, views, bands, D)
+        if self.config.join_bands:
+            pooled = pooled.flatten(2)[:, :, None]  # (B, views, 1, bands * D)
         projected = self.projection(pooled)
         scored = pooled if self.config.scored_embedding == "pooled" else projected
         return AsdModelOutput(embedding=scored, projected_embedding=projected)

@@ -58,11 +58,6 @@ class BeatsConvolutionalPosition(nn.Module):
     def __init__(self, config: BeatsConfig) -> None:
         super().__init__()
         taps, groups = config.conv_position_kernel, config.conv_position_groups
-        if config.hidden_size % groups:
-            raise ValueError(
-                f"hidden_size={config.hidden_size} is not a multiple of "
-                f"conv_position_groups={groups}."
-            )
         self.groups = groups
         self.magnitude = nn.Parameter(torch.empty(1, 1, taps))
         self.direction = nn.Parameter(

@@ -237,7 +237,6 @@ def train(
     model.train()
     values: dict[str, float] = {}
     running: list[Tensor] = []
-    saved_step = progress.step if resume_from else -1
     with (
         _termination_flag() as interrupted,
         tqdm(
@@ -268,7 +267,9 @@ def train(
                 schedule.step()
                 progress.step += 1
                 bar.update()
-                if progress.step % options.logging_steps == 0 or progress.step == total:
+                stop = _any_process(accelerator, stopped=bool(interrupted))
+                save = stop or progress.step % options.save_steps == 0 or progress.step == total
+                if save or progress.step % options.logging_steps == 0:
                     mean = accelerator.reduce(torch.stack(running).mean(), "mean").item()
                     running.clear()
                     if not math.isfinite(mean):
@@ -281,10 +282,8 @@ def train(
                     values = {"loss": mean, "learning_rate": rate, "epoch": progress.epoch}
                     bar.set_postfix(loss=f"{mean:.3f}")
                     accelerator.log(values, step=progress.step)
-                stop = _any_process(accelerator, stopped=bool(interrupted))
-                if stop or progress.step % options.save_steps == 0:
+                if save:  # the loss is known to be finite
                     save_checkpoint(accelerator, state_dir, progress.step)
-                    saved_step = progress.step
                 if stop:
                     raise TrainingInterruptedError(
                         f"Interrupted after update {progress.step} of {total}; everything is "
@@ -294,8 +293,6 @@ def train(
                     break
             else:
                 progress.epoch, progress.batch = progress.epoch + 1, 0
-    if saved_step != progress.step:
-        save_checkpoint(accelerator, state_dir, progress.step)
     return values
 
 

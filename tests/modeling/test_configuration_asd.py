@@ -80,6 +80,16 @@ def test_heads_that_do_not_divide_the_hidden_size_are_refused():
         BeatsConfig(hidden_size=30, num_attention_heads=4)
 
 
+def test_groups_that_do_not_divide_the_hidden_size_are_refused():
+    with pytest.raises(StrictDataclassClassValidationError, match="conv_position_groups=5"):
+        BeatsConfig(hidden_size=32, num_attention_heads=4, conv_position_groups=5)
+
+
+def test_bands_that_were_not_kept_cannot_be_joined(tiny_config):
+    with pytest.raises(StrictDataclassClassValidationError, match="keep_bands"):
+        tiny_config(join_bands=True)
+
+
 def test_every_field_survives_a_round_trip(tmp_path, tiny_config):
     config = tiny_config(
         front_end="complex_least_squares",
@@ -90,6 +100,7 @@ def test_every_field_survives_a_round_trip(tmp_path, tiny_config):
         projection="batch_norm_linear",
         projection_size=7,
         projection_dropout=0.1,
+        join_bands=True,
         scored_embedding="projected",
         head_options={"margin": 0.2},
         num_labels=9,

@@ -253,6 +253,24 @@ def test_bands_and_views_are_projected_alike_and_averaged_for_the_head(tiny_mode
     torch.testing.assert_close(model(**batch).logits, logits)
 
 
+def test_joined_bands_are_scored_normalised_and_projected_as_one_vector(tiny_model, batch):
+    options = {"layers": [1, 2], "pooling_options": {"keep_bands": True}}
+    model = tiny_model(
+        **options, projection="batch_norm_linear", projection_size=7, join_bands=True
+    )
+    apart = tiny_model(**options)
+    apart.asd.encoder = model.asd.encoder
+    projection = model.asd.projection
+    nn.init.normal_(projection.norm.running_mean)
+    nn.init.uniform_(projection.norm.running_var, 0.5, 2.0)
+    output = model.asd(**batch)
+    bands = apart.asd(**batch).embedding[:, 1].unbind(1)
+    torch.testing.assert_close(output.embedding[:, 1, 0], torch.cat(bands, dim=-1))
+    assert output.projected_embedding.shape == (3, 2, 1, 7)
+    expected = projection.linear(projection.norm(torch.cat(bands, dim=-1)))
+    torch.testing.assert_close(output.projected_embedding[:, 1, 0], expected)
+
+
 @pytest.mark.parametrize("projection", ["none", "linear", "batch_norm_linear"])
 def test_the_configured_embedding_is_scored(projection, tiny_model, batch):
     for scored in ("pooled", "projected"):

@@ -18,11 +18,14 @@ import soundfile
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import AutoConfig
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from modeling import (
     AsdConfig,
     AsdFeatureExtractor,
     AsdForProxyClassification,
+    BeatsConfig,
     ReferenceBank,
     encoder_fingerprint,
 )
@@ -342,6 +345,15 @@ def test_a_folder_carries_the_code_it_needs_and_no_more(saved) -> None:
         "reference_bank.py",
         "spectrogram.py",
     }
+
+
+def test_a_checkpoints_own_code_leaves_the_installed_classes_alone(saved) -> None:
+    """Both in one process, as when a notebook imports nearfar and then tries a Hub checkpoint."""
+    remote = get_class_from_dynamic_module("configuration_asd.AsdConfig", str(saved.run))
+    assert remote is not AsdConfig
+    assert type(remote().encoder_config) is not BeatsConfig
+    assert type(AsdConfig().encoder_config) is BeatsConfig
+    assert type(AutoConfig.for_model("nearfar_beats")) is BeatsConfig
 
 
 @pytest.mark.parametrize("way", ["parts", "pipeline"])
