@@ -15,10 +15,10 @@ from modeling.convert_original import (
     CONVERTERS,
     load_original,
     main,
-    read_checkpoint,
     save_converted,
 )
 from modeling.modeling_beats import BeatsForAudioClassification, BeatsModel
+from modeling.original_checkpoint import read_checkpoint
 from tests.modeling.beats_checkpoints import beats_checkpoint, write_beats_checkpoint
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "beats"
