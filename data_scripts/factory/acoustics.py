@@ -20,6 +20,7 @@ NUM_NOISE_SOURCES = 4  # two background machines, voices, blows
 _SPEED_OF_SOUND = 343.0  # m/s
 _HIGHEST_REFLECTION = 8
 _MARGIN = 0.4  # metres between anything and a wall
+_TRIES = 10_000  # for all noise sources of a scene
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,12 +94,11 @@ def draw_scene(rng: np.random.Generator, hall: Hall) -> Scene:
     """
     machine = _point(rng, hall.size)
     near = _point_at(rng, hall.size, machine, 0.2, 0.6)
-    far = _point_at(rng, hall.size, machine, 2.0, 4.0)
-    sources = [machine]
-    while len(sources) < 1 + NUM_NOISE_SOURCES:
-        point = _point(rng, hall.size)
-        if max(1.0, _distance(point, far)) < _distance(point, machine):
-            sources.append(point)
+    noise_sources: list[NDArray[np.float64]] = []
+    while len(noise_sources) < NUM_NOISE_SOURCES:  # far may hang where no source is closer to it
+        far = _point_at(rng, hall.size, machine, 2.0, 4.0)
+        noise_sources = _noise_sources(rng, hall.size, machine, far)
+    sources = [machine, *noise_sources]
     responses = _impulse_responses(hall, sources, [near, far])
     energy = np.square(responses[:, 0]).sum(axis=-1)  # of each way to near
     levels_db = np.array(hall.noise.levels_db) + 2.0 * rng.standard_normal(NUM_NOISE_SOURCES + 1)
@@ -231,6 +231,23 @@ def _blows(num_samples: int, rng: np.random.Generator) -> Waveform:
 def _point(rng: np.random.Generator, room: NDArray[np.float64]) -> NDArray[np.float64]:
     """Draw a point of the room where machines stand: 0.5 to 1.5 m above the floor."""
     return rng.uniform([_MARGIN, _MARGIN, 0.5], [*(room[:2] - _MARGIN), 1.5])
+
+
+def _noise_sources(
+    rng: np.random.Generator,
+    room: NDArray[np.float64],
+    machine: NDArray[np.float64],
+    far: NDArray[np.float64],
+) -> list[NDArray[np.float64]]:
+    """Draw points that are closer to far than to the machine: all of them, or what was found."""
+    points: list[NDArray[np.float64]] = []
+    for _ in range(_TRIES):
+        point = _point(rng, room)
+        if max(1.0, _distance(point, far)) < _distance(point, machine):
+            points.append(point)
+            if len(points) == NUM_NOISE_SOURCES:
+                break
+    return points
 
 
 def _point_at(

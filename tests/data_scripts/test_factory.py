@@ -3,6 +3,7 @@
 import csv
 import functools
 import hashlib
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ from data_scripts.factory import (
     PRESETS,
     FactoryArguments,
     PlannedClip,
+    acoustics,
     draw_hall,
     draw_machine,
     draw_scene,
@@ -455,6 +457,29 @@ def test_a_folder_with_other_recordings_is_left_alone(tmp_path) -> None:
     with pytest.raises(FileExistsError, match="recordings that are no factory's"):
         simulate_factory(tmp_path, num_machines=1, seed=0, **TINY)
     assert not (tmp_path / "factory.json").exists()
+
+
+@pytest.mark.parametrize("seed", [8, 53, 103, 214])
+def test_a_far_microphone_that_no_noise_source_could_be_closer_to_is_moved(
+    seed: int, monkeypatch
+) -> None:
+    """In these factories, far first hangs above the machine; drawing sources would never end."""
+    placed = []
+
+    def note_places(hall, sources, microphones):
+        placed.append((*sources, *microphones))
+        return np.ones((len(sources), len(microphones), 1), dtype=np.float32)
+
+    monkeypatch.setattr(acoustics, "_impulse_responses", note_places)
+    for number, domain in itertools.product(range(4), ("source", "target")):
+        scene_of.__wrapped__(seed, number, domain)
+    assert len(placed) == 8
+    for machine, *sources, _, far in placed:
+        assert 2.0 <= np.linalg.norm(far - machine) <= 4.0
+        assert len(sources) == 4
+        for source in sources:
+            to_far, to_machine = np.linalg.norm(source - far), np.linalg.norm(source - machine)
+            assert max(1.0, to_far) < to_machine
 
 
 def test_without_pyroomacoustics_the_error_names_the_extra(monkeypatch) -> None:
