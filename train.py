@@ -78,6 +78,8 @@ class TrainArguments(TrainingOptions):
     projection_size: int | None = None
     projection_dropout: float = 0.0
     scored_embedding: str = "pooled"
+    scored_pooling: str | None = None
+    scored_pooling_options: dict | str | None = None
     head: str = "arcface"
     head_options: dict | str | None = None
     detector: str = "knn"
@@ -97,6 +99,9 @@ class TrainArguments(TrainingOptions):
         default=None, metadata={"help": "Stop unless there are so many proxy classes."}
     )
     no_training: bool = field(default=False, metadata={"help": "Score the encoder as it is."})
+    trainable_layers: int | None = field(
+        default=None, metadata={"help": "Train the last layers only; 0 none, None all of them."}
+    )
     held_out_share: float = field(
         default=0.1, metadata={"help": "Normal clips kept back for thresholds."}
     )
@@ -130,8 +135,12 @@ def main() -> None:
     held_out = held_out_rows(machines, domains, share=args.held_out_share, seed=args.seed)
     references, calibration = clips.select((~held_out).nonzero()[0]), held_out.nonzero()[0]
     reference_rows = [row for row, held in zip(rows, held_out, strict=True) if not held]
-    feature_extractor = AsdFeatureExtractor(peak_normalize=args.peak_normalize)
     encoder = build_encoder(args)
+    feature_extractor = AsdFeatureExtractor(
+        sampling_rate=encoder.config.sampling_rate,
+        min_num_samples=encoder.num_samples_per_patch,
+        peak_normalize=args.peak_normalize,
+    )
     labels = make_labels(args, encoder, references, reference_rows, feature_extractor, accelerator)
     model = build_model(args, encoder, labels)
     if not args.no_training:
@@ -286,6 +295,7 @@ def asd_config(args: TrainArguments, encoder: nn.Module, labels: ProxyLabels) ->
     values = {name: getattr(args, name) for name in sorted(shared - {"encoder_config"})}
     return AsdConfig(
         encoder_config=encoder.config,
+        sampling_rate=encoder.config.sampling_rate,
         id2label=dict(enumerate(labels.class_names)),
         label2id={name: index for index, name in enumerate(labels.class_names)},
         **values,
@@ -298,6 +308,7 @@ def build_model(
     """Return encoder and head."""
     model = AsdForProxyClassification(asd_config(args, encoder, labels))
     model.asd.load_encoder(encoder)
+    model.asd.freeze_layers(args.trainable_layers)
     if args.activation_checkpointing:
         model.activation_checkpointing_enable()
     return model

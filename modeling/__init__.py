@@ -12,13 +12,15 @@ from transformers import (
 )
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from .configuration_asd import FORMAT_VERSION, AsdConfig, BeatsConfig
+from .configuration_asd import FORMAT_VERSION, AsdConfig, BeatsConfig, EatConfig, FisherConfig
 from .detectors import DETECTORS, KnnDetector, NotFittedError
 from .feature_extraction_asd import CHANNELS, AsdFeatureExtractor
 from .front_ends import FRONT_ENDS, ComplexLeastSquares, NearFrontEnd
 from .heads import HEADS, ArcFaceHead
 from .modeling_asd import (
     ENCODERS,
+    LORA_MODULES_TO_SAVE,
+    LORA_TARGET_MODULES,
     AsdForProxyClassification,
     AsdModel,
     AsdModelOutput,
@@ -26,17 +28,29 @@ from .modeling_asd import (
     AsdPreTrainedModel,
 )
 from .modeling_beats import BeatsForAudioClassification, BeatsModel
+from .modeling_eat import EatForAudioClassification, EatModel
+from .modeling_fisher import FisherModel
 from .pipeline_asd import AnomalousSoundDetectionPipeline
-from .pooling import POOLINGS, MeanPooling
+from .pooling import (
+    POOLINGS,
+    AttentiveStatisticsPooling,
+    ClsPooling,
+    GemPooling,
+    MeanPooling,
+    RdpPooling,
+)
 from .reference_bank import Decision, ReferenceBank, UnknownMachineError, encoder_fingerprint
 
 for _config, _model, _classifier in (
     (BeatsConfig, BeatsModel, BeatsForAudioClassification),
+    (EatConfig, EatModel, EatForAudioClassification),
+    (FisherConfig, FisherModel, None),
     (AsdConfig, AsdModel, AsdForProxyClassification),
 ):
     AutoConfig.register(_config.model_type, _config, exist_ok=True)
     AutoModel.register(_config, _model, exist_ok=True)
-    AutoModelForAudioClassification.register(_config, _classifier, exist_ok=True)
+    if _classifier is not None:
+        AutoModelForAudioClassification.register(_config, _classifier, exist_ok=True)
     AutoFeatureExtractor.register(_config, AsdFeatureExtractor, exist_ok=True)
 # For pipeline("anomalous-sound-detection", model=model, feature_extractor=its_extractor); a folder
 # brings its own pipeline, which transformers takes with trust_remote_code=True only.
@@ -54,6 +68,8 @@ __all__ = [
     "FORMAT_VERSION",
     "FRONT_ENDS",
     "HEADS",
+    "LORA_MODULES_TO_SAVE",
+    "LORA_TARGET_MODULES",
     "POOLINGS",
     "AnomalousSoundDetectionPipeline",
     "ArcFaceHead",
@@ -64,15 +80,24 @@ __all__ = [
     "AsdModelOutput",
     "AsdOutput",
     "AsdPreTrainedModel",
+    "AttentiveStatisticsPooling",
     "BeatsConfig",
     "BeatsForAudioClassification",
     "BeatsModel",
+    "ClsPooling",
     "ComplexLeastSquares",
     "Decision",
+    "EatConfig",
+    "EatForAudioClassification",
+    "EatModel",
+    "FisherConfig",
+    "FisherModel",
+    "GemPooling",
     "KnnDetector",
     "MeanPooling",
     "NearFrontEnd",
     "NotFittedError",
+    "RdpPooling",
     "ReferenceBank",
     "UnknownMachineError",
     "encoder_fingerprint",

@@ -85,7 +85,162 @@ class BeatsConfig(PreTrainedConfig):
                 )
 
 
-ENCODER_CONFIGS = {config.model_type: config for config in (BeatsConfig,)}
+@strict
+class EatConfig(PreTrainedConfig):
+    """Configuration of an `EatModel`; the defaults are those of the released EAT-base.
+
+    EAT-large has hidden_size 1024, intermediate_size 4096, 24 layers and 16 heads.
+
+    Args:
+        hidden_size: Size of a token inside the Transformer.
+        num_hidden_layers: Transformer layers.
+        num_attention_heads: Heads per layer; `hidden_size` is a multiple of it.
+        intermediate_size: Inner size of the feed-forward part.
+        patch_size: Frames and mel bins covered by one patch (its stride, too).
+        max_length: Patches along time that the position table holds, so the longest clip.
+        target_length: Frames to which every clip is padded with zeros, which count as sound, or
+            cut. None: each clip is padded up to a whole patch. The authors take 1024 for 10 s.
+        layer_norm_eps: Epsilon of the encoder's LayerNorms.
+        head_norm_eps: Epsilon of the LayerNorm before the classifier.
+        hidden_dropout: Dropout after attention and feed-forward.
+        attention_dropout: Dropout on attention weights.
+        activation_dropout: Dropout inside the feed-forward part.
+        input_dropout: Dropout on the input of the first layer.
+        layerdrop: Probability of leaving out a layer in training.
+        initializer_range: Standard deviation of newly drawn weights.
+        num_mel_bins: Mel bins of the spectrogram.
+        spectrogram_mean: Subtracted from the log-mel spectrogram.
+        spectrogram_std: Half of what the spectrogram is divided by.
+        sampling_rate: Of the waveform, in hertz.
+    """
+
+    model_type = "nearfar_eat"
+
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    patch_size: int = 16
+    max_length: int = 768
+    target_length: int | None = None
+    layer_norm_eps: float = 1e-6
+    head_norm_eps: float = 1e-6
+    hidden_dropout: float = 0.0
+    attention_dropout: float = 0.0
+    activation_dropout: float = 0.0
+    input_dropout: float = 0.0
+    layerdrop: float = 0.0
+    initializer_range: float = 0.02
+    num_mel_bins: int = 128
+    spectrogram_mean: float = -4.268
+    spectrogram_std: float = 4.569
+    sampling_rate: int = 16_000
+
+    def validate_hidden_size(self) -> None:
+        """Refuse a hidden size that heads, or sines and cosines of two axes, cannot share."""
+        if self.hidden_size % self.num_attention_heads or self.hidden_size % 4:
+            raise ValueError(
+                f"hidden_size={self.hidden_size} is not a multiple of "
+                f"num_attention_heads={self.num_attention_heads} and of 4."
+            )
+
+    def validate_target_length(self) -> None:
+        """Refuse a length that is not of whole patches, or longer than the position table."""
+        longest = self.max_length * self.patch_size
+        length = self.target_length
+        if length is not None and (length % self.patch_size or not 0 < length <= longest):
+            raise ValueError(
+                f"target_length={length} is not a multiple of patch_size={self.patch_size} from "
+                f"{self.patch_size} to {longest} frames."
+            )
+
+
+@strict
+class FisherConfig(PreTrainedConfig):
+    """Configuration of a `FisherModel`; the defaults are those of the released FISHER-small.
+
+    FISHER-tiny has hidden_size 192, intermediate_size 768 and 3 heads; FISHER-mini 256, 1024 and 4.
+
+    Args:
+        hidden_size: Size of a token inside the Transformer.
+        num_hidden_layers: Transformer layers.
+        num_attention_heads: Heads per layer; `hidden_size` is a multiple of it.
+        intermediate_size: Inner size of the feed-forward part.
+        patch_size: Frames and bins covered by one patch (its stride, too).
+        band_width: Bins of a sub-band, 40 Hz each; what does not fill a patch is not seen.
+        max_length: Patches along time that the position table was made for.
+        max_freq: Patches along frequency that it was made for; it has max_length * max_freq rows.
+        flatten: Which axis of a sub-band's patches runs fastest in its sequence.
+        max_frames: Frames of a clip that are heard; later ones are cut off.
+        target_length: Frames to which every clip is padded with zeros, which count as sound, or
+            cut. None: no padding. The authors' published scores were obtained with 1024.
+        layer_norm_eps: Epsilon of every LayerNorm.
+        hidden_dropout: Dropout after attention and feed-forward.
+        attention_dropout: Dropout on attention weights.
+        activation_dropout: Dropout inside the feed-forward part.
+        input_dropout: Dropout on the input of the first layer.
+        layerdrop: Probability of leaving out a layer in training.
+        initializer_range: Standard deviation of newly drawn weights.
+        spectrogram_mean: Subtracted from the log-magnitude spectrogram.
+        spectrogram_std: Half of what the spectrogram is divided by.
+        sampling_rate: Of the waveform, in hertz, where a call does not say otherwise.
+    """
+
+    model_type = "nearfar_fisher"
+
+    hidden_size: int = 384
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 6
+    intermediate_size: int = 1536
+    patch_size: int = 16
+    band_width: int = 50
+    max_length: int = 128
+    max_freq: int = 50
+    flatten: Literal["freq", "time"] = "freq"
+    max_frames: int = 1024
+    target_length: int | None = None
+    layer_norm_eps: float = 1e-6
+    hidden_dropout: float = 0.0
+    attention_dropout: float = 0.0
+    activation_dropout: float = 0.0
+    input_dropout: float = 0.0
+    layerdrop: float = 0.0
+    initializer_range: float = 0.02
+    spectrogram_mean: float = -3.017344307886898
+    spectrogram_std: float = 2.1531635155379805
+    sampling_rate: int = 16_000
+
+    def validate_hidden_size(self) -> None:
+        """Refuse a hidden size that heads, or sines and cosines of two axes, cannot share."""
+        if self.hidden_size % self.num_attention_heads or self.hidden_size % 4:
+            raise ValueError(
+                f"hidden_size={self.hidden_size} is not a multiple of "
+                f"num_attention_heads={self.num_attention_heads} and of 4."
+            )
+
+    def validate_band_width(self) -> None:
+        """Refuse sub-bands without a patch."""
+        if not 0 < self.patch_size <= self.band_width:
+            raise ValueError(
+                f"band_width={self.band_width} bins hold no patch of {self.patch_size}."
+            )
+
+    def validate_target_length(self) -> None:
+        """Refuse lengths without a patch, or longer than what is heard."""
+        shortest = self.max_frames if self.target_length is None else self.target_length
+        if not self.patch_size <= shortest <= self.max_frames:
+            raise ValueError(
+                f"target_length={self.target_length} and max_frames={self.max_frames} do not fit: "
+                f"one patch takes {self.patch_size} frames, and max_frames is the most."
+            )
+
+    def validate_sampling_rate(self) -> None:
+        """Refuse a rate at which 10 ms hold no sample."""
+        if self.sampling_rate < 100:
+            raise ValueError(f"sampling_rate={self.sampling_rate} Hz; it is at least 100.")
+
+
+ENCODER_CONFIGS = {config.model_type: config for config in (BeatsConfig, EatConfig, FisherConfig)}
 
 
 class EncoderSpec(SubConfigSpec):
@@ -115,7 +270,8 @@ class AsdConfig(PreTrainedConfig):
         channels: Channels encoded; "near" is what the front end returns. One or more views each.
         layers: Encoder layers scored, one view each per channel, in this order, counted from 1;
             None takes the last. Views are ordered by channel, then by layer.
-        pooling: How a layer's patches become one embedding, a key of `POOLINGS`.
+        pooling: How a layer's patches become one embedding, a key of `POOLINGS`. "cls" takes the
+            encoder's class tokens instead, which BEATs does not have.
         pooling_options: Keyword arguments of its constructor.
         join_bands: Whether the bands that pooling kept become one long vector. A projection then
             has weights and statistics of their own for each; otherwise it is the same for all.
@@ -125,11 +281,15 @@ class AsdConfig(PreTrainedConfig):
         projection_dropout: Dropout before the linear map.
         scored_embedding: Whether the pooled or the projected embedding is scored. The head always
             sees the mean of the projected one over views and bands.
+        scored_pooling: Pooling of the scored embedding where it is not `pooling`, which then only
+            serves the head: training by attentive statistics, scoring by RDP with bands kept. One
+            without weights, as no loss would train them. None: the same.
+        scored_pooling_options: Keyword arguments of its constructor.
         head: Name of the training head, a key of `HEADS`.
         head_options: Keyword arguments of its constructor; a margin is in radians.
         detector: Name of the detector, a key of `DETECTORS`.
         detector_options: Keyword arguments of its constructor.
-        sampling_rate: Of near and far, in hertz.
+        sampling_rate: Of near and far, in hertz; the encoder's.
         format_version: Of the folder that this configuration belongs to.
     """
 
@@ -143,13 +303,15 @@ class AsdConfig(PreTrainedConfig):
     front_end_options: dict[str, Any] | None = None
     channels: list[str] | tuple[str, ...] = ("near",)
     layers: list[int] | None = None
-    pooling: Literal["mean"] = "mean"
+    pooling: Literal["mean", "cls", "attentive_statistics", "rdp", "gem"] = "mean"
     pooling_options: dict[str, Any] | None = None
     join_bands: bool = False
     projection: Literal["none", "linear", "batch_norm_linear"] = "none"
     projection_size: int | None = None
     projection_dropout: float = 0.0
     scored_embedding: Literal["pooled", "projected"] = "pooled"
+    scored_pooling: Literal["mean", "cls", "rdp", "gem"] | None = None
+    scored_pooling_options: dict[str, Any] | None = None
     head: Literal["arcface"] = "arcface"
     head_options: dict[str, Any] | None = None
     detector: Literal["knn"] = "knn"
@@ -190,10 +352,39 @@ class AsdConfig(PreTrainedConfig):
                 "pooling_options={'keep_bands': True}."
             )
 
+    def validate_scored_pooling(self) -> None:
+        """Refuse options without a pooling, and one whose result would not be scored."""
+        if self.scored_pooling is None:
+            if self.scored_pooling_options:
+                raise ValueError(
+                    f"scored_pooling_options={self.scored_pooling_options} came without a "
+                    "scored_pooling. Name one, or give pooling_options."
+                )
+            return
+        if self.scored_embedding != "pooled":
+            raise ValueError(
+                f"scored_pooling={self.scored_pooling!r} is not projected, so "
+                f"scored_embedding={self.scored_embedding!r} would score the other one. Set "
+                "scored_embedding='pooled', or leave out scored_pooling."
+            )
+
+    def validate_sampling_rate(self) -> None:
+        """Refuse another sampling rate than the encoder's."""
+        encoder_config: Any = self.encoder_config  # of the class that its model_type names
+        if self.sampling_rate != encoder_config.sampling_rate:
+            raise ValueError(
+                f"sampling_rate={self.sampling_rate}, but the encoder hears "
+                f"{encoder_config.sampling_rate} Hz. Set both to the rate of the clips."
+            )
+
     def validate_options(self) -> None:
         """Refuse options that the chosen part does not take."""
         check_options("front_end", self.front_end, self.front_end_options, FRONT_ENDS)
         check_options("pooling", self.pooling, self.pooling_options, POOLINGS)
+        if self.scored_pooling is not None:
+            check_options(
+                "scored_pooling", self.scored_pooling, self.scored_pooling_options, POOLINGS
+            )
         check_options("head", self.head, self.head_options, HEADS)
         check_options("detector", self.detector, self.detector_options, DETECTORS)
 
@@ -224,6 +415,15 @@ def check_options(
 
 
 BeatsConfig.register_for_auto_class()
+EatConfig.register_for_auto_class()
+FisherConfig.register_for_auto_class()
 AsdConfig.register_for_auto_class()
 
-__all__ = ["ENCODER_CONFIGS", "FORMAT_VERSION", "AsdConfig", "BeatsConfig"]
+__all__ = [
+    "ENCODER_CONFIGS",
+    "FORMAT_VERSION",
+    "AsdConfig",
+    "BeatsConfig",
+    "EatConfig",
+    "FisherConfig",
+]

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from .configuration_asd import BeatsConfig
 from .modeling_beats import BeatsForAudioClassification, BeatsModel
-from .original_checkpoint import check_tensors, filled, labels_of, listed
+from .original_checkpoint import check_tensors, filled, labels_of, listed, renamed
 
 logger = logging.getLogger(__name__)
 
@@ -77,6 +77,11 @@ BEATS_LAYER_NAMES = {
     "fc2": "fc2",
     "output_norm": "final_layer_norm",
 }
+
+
+def is_beats(checkpoint: Mapping[str, Any]) -> bool:
+    """Return whether a checkpoint is of a BEATs, by a tensor that no other encoder has."""
+    return "encoder.pos_conv.0.weight_g" in checkpoint["model"]
 
 
 def convert_beats(checkpoint: Mapping[str, Any], head: bool) -> PreTrainedModel:  # noqa: FBT001 as Converter.convert
@@ -155,29 +160,12 @@ def _beats_state(state: dict[str, Tensor], config: BeatsConfig) -> dict[str, Ten
     for layer in range(config.num_hidden_layers):
         for ours, theirs in BEATS_LAYER_NAMES.items():
             names[f"layers.{layer}.{ours}"] = f"encoder.layers.{layer}.{theirs}"
+        scale = names[f"layers.{layer}.attention.gate_scale"]
+        if scale in state and state[scale].ndim == 4:
+            state[scale] = state[scale][0]  # stored with a batch axis
     with torch.device("meta"):
-        due = {name: tensor.shape for name, tensor in BeatsModel(config).state_dict().items()}
-    renamed, missing = {}, []
-    for name, shape in due.items():
-        stem, _, ending = name.rpartition(".")
-        original = names[name] if name in names else f"{names[stem]}.{ending}"
-        tensor = state.pop(original, None)
-        if tensor is None:
-            missing.append(original)
-            continue
-        if original.endswith("grep_a") and tensor.ndim == 4:
-            tensor = tensor[0]  # stored with a batch axis
-        if tensor.shape != shape:
-            raise ValueError(
-                f"{original} has the shape {tuple(tensor.shape)}; cfg asks for {tuple(shape)}."
-            )
-        renamed[name] = tensor
-    if missing or state:
-        raise ValueError(
-            f"The state dict does not fit its cfg: {len(renamed)} of {len(due)} tensors are there, "
-            f"missing {listed(missing)}, unknown {listed(list(state))}. Take the original file."
-        )
-    return renamed
+        due = BeatsModel(config)
+    return renamed(state, names, due)
 
 
-__all__ = ["beats_config", "convert_beats"]
+__all__ = ["beats_config", "convert_beats", "is_beats"]

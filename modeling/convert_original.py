@@ -16,7 +16,9 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from .convert_beats import convert_beats
+from .convert_beats import convert_beats, is_beats
+from .convert_eat import convert_eat, is_eat
+from .convert_fisher import convert_fisher, is_fisher
 from .original_checkpoint import describe, read_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -27,27 +29,32 @@ class Converter:
     """How one encoder's original checkpoints are known and converted.
 
     Attributes:
-        signature: A key that every checkpoint's state dict of this encoder has.
+        recognises: checkpoint -> whether it is of this encoder.
         convert: (checkpoint, head) -> model; raises ValueError without the file's name.
     """
 
-    signature: str
+    recognises: Callable[[Mapping[str, Any]], bool]
     convert: Callable[[Mapping[str, Any], bool], PreTrainedModel]
 
 
-CONVERTERS = {"beats": Converter("encoder.pos_conv.0.weight_g", convert_beats)}
+CONVERTERS = {
+    "beats": Converter(is_beats, convert_beats),
+    "fisher": Converter(is_fisher, convert_fisher),
+    "eat": Converter(is_eat, convert_eat),
+}
 
 
 def load_original(path: str | os.PathLike[str], *, head: bool = False) -> PreTrainedModel:
     """Read a checkpoint of an encoder's authors into our model, on the CPU, in float32.
 
     Args:
-        path: The authors' file, say BEATs_iter3.pt. Nothing but tensors and plain containers is
-            unpickled.
+        path: The authors' file, say BEATs_iter3.pt, or a folder with the config.json and the
+            model.safetensors that they put on the Hub. Of a file, nothing but tensors, plain
+            containers and plain values is unpickled.
         head: Return the fine-tuned classifier instead of the bare encoder.
 
     Raises:
-        FileNotFoundError: There is no such file.
+        FileNotFoundError: There is no such file or folder.
         ValueError: It is not a checkpoint that can be converted whole.
     """
     path = Path(path)
@@ -64,13 +71,12 @@ def load_original(path: str | os.PathLike[str], *, head: bool = False) -> PreTra
 
 def recognise(checkpoint: Mapping[str, Any]) -> str:
     """Return which encoder, a key of `CONVERTERS`, a checkpoint belongs to."""
-    state = checkpoint["model"]
     for name, converter in CONVERTERS.items():
-        if converter.signature in state:
+        if converter.recognises(checkpoint):
             return name
     raise ValueError(
         f"The state dict is of no known encoder ({', '.join(CONVERTERS)}): it is "
-        f"{describe(state)}. Take the original file."
+        f"{describe(checkpoint['model'])}. Take the original file."
     )
 
 
@@ -104,7 +110,7 @@ def main() -> None:
         prog="python -m modeling.convert_original",
         description="Turn an authors' checkpoint into a folder for from_pretrained.",
     )
-    parser.add_argument("checkpoint", type=Path, help="the authors' file, say BEATs_iter3.pt")
+    parser.add_argument("checkpoint", type=Path, help="the authors' file or Hub folder")
     parser.add_argument("--output_dir", type=Path, required=True, help="a folder that is not there")
     parser.add_argument("--head", action="store_true", help="keep the fine-tuned classifier")
     args = parser.parse_args()

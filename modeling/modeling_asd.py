@@ -2,6 +2,7 @@
 
 import copy
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -16,14 +17,33 @@ from .configuration_asd import AsdConfig
 from .front_ends import FRONT_ENDS
 from .heads import HEADS, ArcFaceHead
 from .modeling_beats import BeatsModel
-from .pooling import POOLINGS
+from .modeling_eat import EatModel
+from .modeling_fisher import FisherModel
+from .pooling import POOLINGS, Pooling
 from .reference_bank import ReferenceBank
 
 if TYPE_CHECKING:
     # save_pretrained looks for lines of this form: it is why a checkpoint carries its pipeline.
     from .pipeline_asd import AnomalousSoundDetectionPipeline  # noqa: F401
 
-ENCODERS = {"nearfar_beats": BeatsModel}  # model_type of the encoder's config -> constructor
+Encoder = BeatsModel | EatModel | FisherModel
+# model_type of the encoder's config -> constructor
+ENCODERS: dict[str, Callable[[Any], Encoder]] = {
+    "nearfar_beats": BeatsModel,
+    "nearfar_eat": EatModel,
+    "nearfar_fisher": FisherModel,
+}
+
+# PEFT's target_modules by model_type: all linear maps of all layers, those of the attention first.
+# Queries, keys and values alone are the usual choice: ("q_proj", "k_proj", "v_proj") or ("qkv",).
+LORA_TARGET_MODULES = {
+    "nearfar_beats": ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"),
+    "nearfar_eat": ("qkv", "out_proj", "fc1", "fc2"),
+    "nearfar_fisher": ("qkv", "out_proj", "fc1", "fc2"),
+}
+# PEFT's modules_to_save for an AsdForProxyClassification: what is new and trained in full. PEFT
+# compares the ends of names, and a bare "projection" would take in that of BEATs' patches.
+LORA_MODULES_TO_SAVE = ("asd.pooling", "asd.projection", "head")
 
 # What config.json says about the code beside it, whichever class was saved.
 AUTO_MAP = {
@@ -46,7 +66,8 @@ class AsdModelOutput(ModelOutput):
 
     Attributes:
         embedding: (batch, views, bands, size), what is scored: pooled or projected, as
-            `config.scored_embedding` says. Views are ordered by channel, then by layer.
+            `config.scored_embedding` and `config.scored_pooling` say. Views are ordered by
+            channel, then by layer.
         projected_embedding: (batch, views, bands, size'), what a head is trained on.
     """
 
@@ -175,19 +196,36 @@ class AsdModel(AsdPreTrainedModel):
     def __init__(self, config: AsdConfig) -> None:
         super().__init__(config)
         encoder_config: Any = config.encoder_config  # of the class that its model_type names
-        self.depth: int = encoder_config.num_hidden_layers
-        self.layers = tuple(config.layers or [self.depth])  # counted from 1
+        self.layers = tuple(config.layers or [encoder_config.num_hidden_layers])  # counted from 1
         self.front_end = FRONT_ENDS[config.front_end](**(config.front_end_options or {}))
         self.encoder = ENCODERS[encoder_config.model_type](encoder_config)
         self.encoder.layers = self.encoder.layers[: max(self.layers)]
-        self.pooling = POOLINGS[config.pooling](
-            encoder_config.hidden_size, **(config.pooling_options or {})
-        )
-        bands = self.encoder.patch_grid(config.sampling_rate)[1] if config.join_bands else 1
+        self.pooling = self.build_pooling(config.pooling, config.pooling_options)
+        self.scored_pooling = None
+        if config.scored_pooling is not None:
+            self.scored_pooling = self.build_pooling(
+                config.scored_pooling, config.scored_pooling_options
+            )
+        bands = 1
+        if config.join_bands:
+            _, band = self.encoder.patch_grid(config.sampling_rate)
+            bands = self.pooling.num_bands(band, self.encoder.num_class_tokens)
         self.projection = Projection(config, bands * self.pooling.output_size)
         self.post_init()
 
-    def load_encoder(self, encoder: BeatsModel) -> None:
+    def build_pooling(self, name: str, options: dict[str, Any] | None) -> Pooling:
+        """Return a pooling of the encoder's hidden states, or raise ValueError."""
+        encoder_config: Any = self.config.encoder_config
+        pooling: Pooling = POOLINGS[name](encoder_config.hidden_size, **(options or {}))
+        if pooling.reads_class_tokens and not self.encoder.num_class_tokens:
+            others = sorted(key for key, cls in POOLINGS.items() if not cls.reads_class_tokens)
+            raise ValueError(
+                f"Pooling {name!r} takes class tokens, but {type(self.encoder).__name__} has none. "
+                f"Take one of {others}, or another encoder."
+            )
+        return pooling
+
+    def load_encoder(self, encoder: nn.Module) -> None:
         """Take over the weights of a pre-trained encoder, but for the layers that are not scored.
 
         Args:
@@ -197,13 +235,39 @@ class AsdModel(AsdPreTrainedModel):
             ValueError: It lacks a weight, or has one too many.
         """
         missing, unexpected = self.encoder.load_state_dict(encoder.state_dict(), strict=False)
-        unscored = tuple(f"layers.{i}." for i in range(max(self.layers), len(encoder.layers)))
+        layers: Any = encoder.layers
+        unscored = tuple(f"layers.{i}." for i in range(max(self.layers), len(layers)))
         unexpected = [key for key in unexpected if not key.startswith(unscored)]
         if missing or unexpected:
             raise ValueError(
                 f"The encoder does not fit config.encoder_config: missing {missing}, unexpected "
                 f"{unexpected}. Take its own config: AsdConfig(encoder_config=encoder.config)."
             )
+
+    def freeze_layers(self, trainable_layers: int | None) -> None:
+        """Let only the encoder's last layers train, and freeze what lies before them.
+
+        That includes what embeds the patches, and BEATs' position bias, which all layers share.
+        Pooling, projection and head train whatever is frozen. Freezing is for training only:
+        `from_pretrained` lets every parameter train again.
+
+        Args:
+            trainable_layers: How many layers train, counted back from the deepest one scored; 0
+                freezes the encoder. All of them, or None, freeze nothing.
+
+        Raises:
+            ValueError: The encoder does not have so many layers.
+        """
+        built = len(self.encoder.layers)
+        trainable = built if trainable_layers is None else trainable_layers
+        if not 0 <= trainable <= built:
+            raise ValueError(
+                f"trainable_layers={trainable_layers}, but the encoder has {built} layers up to "
+                f"the deepest one scored. Give 0 to {built}, or None to train all."
+            )
+        self.encoder.requires_grad_(requires_grad=trainable == built)
+        for layer in self.encoder.layers[built - trainable :]:
+            layer.requires_grad_()
 
     @can_return_tuple  # type: ignore[untyped-decorator]  # transformers' own
     def forward(
@@ -235,16 +299,19 @@ class AsdModel(AsdPreTrainedModel):
         if "far" in self.config.channels:
             check_far(far_values, has_far)
         waveforms = self.waveforms(near_values, far_values, attention_mask, front_end_strength)
-        views = [
-            view
+        heard = [
+            layer
             for channel in self.config.channels
-            for view in self.encode(waveforms[channel], attention_mask)
+            for layer in self.encode(waveforms[channel], attention_mask)
         ]
-        pooled = torch.stack(views, dim=1)  # views x (B, bands, D) -> (B, views, bands, D)
+        # views x (B, bands, D) -> (B, views, bands, D)
+        pooled = torch.stack([self.pooling(*layer) for layer in heard], dim=1)
         if self.config.join_bands:
             pooled = pooled.flatten(2)[:, :, None]  # (B, views, 1, bands * D)
         projected = self.projection(pooled)
         scored = pooled if self.config.scored_embedding == "pooled" else projected
+        if self.scored_pooling is not None:
+            scored = torch.stack([self.scored_pooling(*layer) for layer in heard], dim=1)
         return AsdModelOutput(embedding=scored, projected_embedding=projected)
 
     def waveforms(
@@ -277,23 +344,25 @@ class AsdModel(AsdPreTrainedModel):
         # lerp is exact at both ends.
         return {"near": torch.lerp(near, cleaned, strength[:, None]), "far": far}
 
-    def encode(self, waveform: Tensor, attention_mask: Tensor) -> list[Tensor]:
-        """Return one embedding (batch, bands, D) per scored layer of one channel."""
+    def encode(
+        self, waveform: Tensor, attention_mask: Tensor
+    ) -> list[tuple[Tensor, Tensor, tuple[int, int], Tensor]]:
+        """Return what `Pooling.forward` takes, for each scored layer of one channel."""
+        deepest = max(self.layers)  # no encoder has a norm or anything else behind its last layer
         output = self.encoder(
             waveform,
             attention_mask=attention_mask,
-            output_hidden_states=any(layer != self.depth for layer in self.layers),
+            output_hidden_states=any(layer != deepest for layer in self.layers),
         )
         patch_mask = self.encoder.patch_mask(attention_mask)  # (B, patches)
         grid = self.encoder.patch_grid(waveform.shape[1])
-        return [
-            self.pooling(
-                output.last_hidden_state if layer == self.depth else output.hidden_states[layer],
-                patch_mask,
-                grid,
-            )
-            for layer in self.layers
-        ]
+        heard = []
+        for layer in self.layers:
+            last = layer == deepest
+            hidden_states = output.last_hidden_state if last else output.hidden_states[layer]
+            class_tokens, patches = self.encoder.split(hidden_states)
+            heard.append((patches, patch_mask, grid, class_tokens))
+        return heard
 
 
 def check_far(far_values: Tensor | None, has_far: Tensor | None) -> None:
@@ -385,6 +454,8 @@ AsdForProxyClassification.register_for_auto_class("AutoModelForAudioClassificati
 
 __all__ = [
     "ENCODERS",
+    "LORA_MODULES_TO_SAVE",
+    "LORA_TARGET_MODULES",
     "AsdForProxyClassification",
     "AsdModel",
     "AsdModelOutput",

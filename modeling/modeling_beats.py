@@ -19,7 +19,15 @@ from transformers.utils.generic import (
 )
 from transformers.utils.output_capturing import capture_outputs
 
+from .attention import eager_attention_forward
 from .configuration_asd import BeatsConfig
+from .encoder_inputs import (
+    check_attention_mask,
+    check_num_samples,
+    check_one_input,
+    check_spectrogram,
+    check_waveform,
+)
 from .spectrogram import KaldiLogMel
 
 
@@ -163,25 +171,6 @@ class BeatsAttention(nn.Module):
         return mask.to(query.dtype)
 
 
-def eager_attention_forward(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor,
-    *,
-    scaling: float,
-    dropout: float = 0.0,
-    **_: Unpack[TransformersKwargs],
-) -> tuple[Tensor, Tensor]:
-    """Attend in plain operations, the softmax in float32 at least; returns the weights, too."""
-    logits = query @ key.transpose(2, 3) * scaling + attention_mask
-    precise = torch.promote_types(logits.dtype, torch.float32)
-    weights = logits.softmax(dim=-1, dtype=precise).to(query.dtype)
-    context = F.dropout(weights, dropout, module.training) @ value
-    return context.transpose(1, 2).contiguous(), weights
-
-
 class BeatsLayer(GradientCheckpointingLayer):
     """Post-norm Transformer layer with residuals scaled by deep-norm (Wang et al., 2022)."""
 
@@ -283,6 +272,8 @@ class BeatsModel(BeatsPreTrainedModel):
         for layer in model.layers:
             hidden_states = layer(hidden_states, position_bias, patch_mask)
 
+    For LoRA: `target_modules=["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]`.
+
     Args:
         config: Of the encoder.
     """
@@ -352,12 +343,12 @@ class BeatsModel(BeatsPreTrainedModel):
         Args:
             input_values: (batch, num_samples) in [-1, 1] at `config.sampling_rate`.
         """
-        if input_values.ndim != 2:
-            raise ValueError(
-                f"input_values have the shape {tuple(input_values.shape)}, expected "
-                "(batch, num_samples). Add the batch axis, and give one channel only."
-            )
-        self._check_num_samples(input_values.shape[1], "Clips")
+        check_waveform(input_values)
+        check_num_samples(
+            input_values.shape[1],
+            needed=self.num_samples_per_patch,
+            sampling_rate=self.config.sampling_rate,
+        )
         log_mel = self.log_mel(input_values)
         normalised: Tensor = log_mel - self.config.spectrogram_mean
         return normalised / (2 * self.config.spectrogram_std)
@@ -415,21 +406,26 @@ class BeatsModel(BeatsPreTrainedModel):
         ends = self.num_samples_per_patch + hop * torch.arange(time, device=lengths.device)
         return (lengths[:, None] >= ends).repeat_interleave(band, dim=1)
 
+    @property
+    def num_class_tokens(self) -> int:
+        """0: BEATs has patches only."""
+        return 0
+
+    def split(self, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
+        """Return class tokens (batch, 0, hidden) and patches (batch, patches, hidden).
+
+        Args:
+            hidden_states: (batch, patches, hidden), any of those that `forward` returns.
+        """
+        return hidden_states[:, :0], hidden_states
+
     def _features(self, input_values: Tensor | None, input_features: Tensor | None) -> Tensor:
         """Return the one input that was given as a spectrogram, or raise ValueError."""
-        if input_values is not None and input_features is None:
+        check_one_input(type(self).__name__, input_values, input_features)
+        if input_values is not None:
             return self.spectrogram(input_values)
-        if input_features is None or input_values is not None:
-            came = "neither" if input_values is None else "both"
-            raise ValueError(
-                f"{type(self).__name__} got {came} of input_values and input_features. Give one: "
-                "the waveform, or what spectrogram() makes of it."
-            )
-        if input_features.ndim != 3 or input_features.shape[2] != self.config.num_mel_bins:
-            raise ValueError(
-                f"input_features have the shape {tuple(input_features.shape)}, expected "
-                f"(batch, frames, {self.config.num_mel_bins}). Take them from spectrogram()."
-            )
+        assert input_features is not None  # checked above
+        check_spectrogram(input_features, self.config.num_mel_bins)
         if input_features.shape[1] < self.config.patch_size:
             raise ValueError(
                 f"input_features have {input_features.shape[1]} frames; one patch takes "
@@ -437,42 +433,21 @@ class BeatsModel(BeatsPreTrainedModel):
             )
         return input_features
 
-    def _check_num_samples(self, num_samples: int, subject: str) -> None:
-        needed = self.num_samples_per_patch
-        if num_samples < needed:
-            raise ValueError(
-                f"{subject} of {num_samples} samples came; one patch needs {needed} "
-                f"({needed / self.config.sampling_rate:.3f} s). Leave shorter clips out, or pad "
-                "them with zeros that count as sound."
-            )
-
     def _check_attention_mask(
         self, attention_mask: Tensor, features: Tensor, input_values: Tensor | None
     ) -> None:
         """Refuse a mask of another shape, with holes, or of a clip shorter than one patch."""
         time = features.shape[1] // self.config.patch_size
-        if (
-            attention_mask.ndim != 2
-            or attention_mask.shape[0] != features.shape[0]
-            or self.patch_grid(attention_mask.shape[1])[0] != time
-            or (input_values is not None and attention_mask.shape != input_values.shape)
-        ):
-            raise ValueError(
-                f"attention_mask has the shape {tuple(attention_mask.shape)}, which does not fit "
-                f"{features.shape[0]} clips of {features.shape[1]} frames. Give one value per "
-                "sample of the padded waveform."
-            )
-        if torch.compiler.is_compiling():
-            return  # what follows reads values, which would break the graph
-        sound = attention_mask.bool()
-        shortest, holes = torch.stack(
-            [sound.sum(dim=1).amin(), (sound[:, 1:] > sound[:, :-1]).sum()]
-        ).tolist()
-        if holes:
-            raise ValueError(
-                "attention_mask has a 0 before a 1. Padding belongs at the end of a clip."
-            )
-        self._check_num_samples(shortest, "A clip")
+        check_attention_mask(
+            attention_mask,
+            features if input_values is None else input_values,
+            fits=lambda num_samples: (
+                self.patch_grid(num_samples)[0] == time
+                and (input_values is None or num_samples == input_values.shape[1])
+            ),
+            needed=self.num_samples_per_patch,
+            sampling_rate=self.config.sampling_rate,
+        )
 
 
 class BeatsForAudioClassification(BeatsPreTrainedModel):

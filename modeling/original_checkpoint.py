@@ -3,37 +3,52 @@
 What the converters of all encoders share; a published checkpoint never needs it.
 """
 
+import argparse
+import json
 import logging
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
 logger = logging.getLogger(__name__)
 
+NUMPY_SCALAR = np.float64().__reduce__()[0]  # unpickles a scalar: type and bytes
+
+
+# What fairseq's trainer stores beside tensors and plain containers; none of it runs code: the
+# command line (older versions), and the best validation metric, which EAT's fine-tuning averages
+# with numpy. numpy 1 wrote another module name.
+SAFE_GLOBALS: list[Any] = [
+    argparse.Namespace,
+    np.dtype,
+    np.dtypes.Float32DType,
+    np.dtypes.Float64DType,
+    *((NUMPY_SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("_core", "core")),
+]
+
 
 def read_checkpoint(path: Path) -> Mapping[str, Any]:
-    """Unpickle a file safely, and check that it holds {"cfg", "model", ...}."""
+    """Read an authors' file or Hub folder safely as {"cfg", "model", ...}."""
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist. Give the file that the authors published.")
     if path.is_dir():
-        hint = (
-            "It has a config.json: load it with from_pretrained."
-            if (path / "config.json").exists()
-            else "Give the .pt file inside."
-        )
-        raise ValueError(f"{path} is a folder; an authors' checkpoint is one file. {hint}")
+        return _read_folder(path)
     size = path.stat().st_size
     if size == 0:
         raise ValueError(f"{path} is empty. Download it again.")
     try:
-        checkpoint = torch.load(  # noqa: TID251 the one reader of third-party files
-            path, map_location="cpu", weights_only=True
-        )
+        with torch.serialization.safe_globals(SAFE_GLOBALS):
+            checkpoint = torch.load(  # noqa: TID251 the one reader of third-party files
+                path, map_location="cpu", weights_only=True
+            )
     except Exception as error:  # a damaged file can raise anything in the unpickler
         raise ValueError(f"{path} ({size:,} bytes) {_why_unreadable(path, error)}") from error
     if not isinstance(checkpoint, Mapping) or not {"cfg", "model"} <= set(checkpoint):
@@ -51,6 +66,36 @@ def read_checkpoint(path: Path) -> Mapping[str, Any]:
     return checkpoint
 
 
+def _read_folder(path: Path) -> Mapping[str, Any]:
+    """Read what the authors put on the Hub: config.json as "cfg", model.safetensors as "model"."""
+    config, weights = path / "config.json", path / "model.safetensors"
+    if not config.exists():
+        raise ValueError(
+            f"{path} is a folder without a config.json. Give the .pt file inside, or a folder with "
+            "the config.json and the model.safetensors that the authors put on the Hub."
+        )
+    try:
+        cfg = json.loads(config.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{config} is no JSON. Download it again. ({error})") from error
+    if not isinstance(cfg, Mapping):
+        raise ValueError(f"{config} holds {describe(cfg)}, where a dict was due.")
+    if str(cfg.get("model_type")).startswith("nearfar_"):
+        raise ValueError(
+            f"{path} is a folder of ours, converted already. It has a config.json: load it with "
+            "from_pretrained."
+        )
+    if not weights.exists():
+        raise ValueError(
+            f"{path} has no model.safetensors; it has "
+            f"{listed(sorted(file.name for file in path.iterdir()))}. Download all of the folder."
+        )
+    try:
+        return {"cfg": cfg, "model": load_file(weights)}
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{weights} cannot be read. Download it again. ({error})") from error
+
+
 def check_tensors(state: Mapping[Any, Any]) -> None:
     """Raise ValueError unless a state dict holds dense, finite floating-point tensors alone."""
     for key, value in state.items():
@@ -66,6 +111,38 @@ def check_tensors(state: Mapping[Any, Any]) -> None:
             )
         if not torch.isfinite(value).all():
             raise ValueError(f"{key} holds values that are not finite. Download the file again.")
+
+
+def renamed(
+    state: Mapping[str, Tensor], names: Mapping[str, str], model: PreTrainedModel
+) -> dict[str, Tensor]:
+    """Return an authors' state dict under our names, whole, or raise ValueError.
+
+    Args:
+        state: Theirs; it may hold nothing that the model has no place for.
+        names: Our name -> theirs, of a tensor, or of a module without ".weight" and ".bias".
+        model: Which tensors are due, and in which shapes.
+    """
+    state, found, missing = dict(state), {}, []
+    due = model.state_dict()
+    for name, own in due.items():
+        stem, _, ending = name.rpartition(".")
+        original = names[name] if name in names else f"{names[stem]}.{ending}"
+        tensor = state.pop(original, None)
+        if tensor is None:
+            missing.append(original)
+        elif tensor.shape != own.shape:
+            raise ValueError(
+                f"{original} has the shape {tuple(tensor.shape)}; cfg asks for {tuple(own.shape)}."
+            )
+        else:
+            found[name] = tensor
+    if missing or state:
+        raise ValueError(
+            f"The state dict does not fit its cfg: {len(found)} of {len(due)} tensors are there, "
+            f"missing {listed(missing)}, unknown {listed(list(state))}. Take the original file."
+        )
+    return found
 
 
 def filled(model: PreTrainedModel, state: dict[str, Tensor]) -> PreTrainedModel:
@@ -124,8 +201,10 @@ def _why_unreadable(path: Path, error: Exception) -> str:
         return "is cut off. Download it again."
     if "weights_only" in str(error).lower():
         return (
-            "is no checkpoint of tensors and plain containers: it is refused, because unpickling "
-            f"anything else can run code. Take the original file. ({_first_line(error)})"
+            "is no checkpoint of tensors and plain values: it is refused, because unpickling "
+            f"anything else can run code. {_refused_globals(path) or _first_line(error)} Take the "
+            "original file, a dict with 'cfg' and 'model', or the folder with a model.safetensors "
+            "if the authors have put one on the Hub."
         )
     return (
         "cannot be read as a checkpoint. Is it a web page? Download it again. "
@@ -133,9 +212,27 @@ def _why_unreadable(path: Path, error: Exception) -> str:
     )
 
 
+def _refused_globals(path: Path) -> str:
+    """Say what a file would have imported, without importing it; empty if it cannot be told."""
+    try:
+        with torch.serialization.safe_globals(SAFE_GLOBALS):
+            found = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except Exception:  # noqa: BLE001 older files cannot be scanned, and this one is suspect
+        return ""
+    return f"It holds {listed(sorted(found))}." if found else ""
+
+
 def _first_line(error: Exception) -> str:
     text = next((line for line in str(error).splitlines() if line.strip()), "")
     return f"{type(error).__name__}: {text[:160]}"
 
 
-__all__ = ["check_tensors", "describe", "filled", "labels_of", "listed", "read_checkpoint"]
+__all__ = [
+    "check_tensors",
+    "describe",
+    "filled",
+    "labels_of",
+    "listed",
+    "read_checkpoint",
+    "renamed",
+]

@@ -1,4 +1,7 @@
-"""Log-mel spectrograms as Kaldi computes them, batched, in torch, on any device."""
+"""Spectrograms as the encoders' authors compute them, batched, in torch, on any device.
+
+Log-mel as Kaldi does (BEATs, EAT); the log-magnitude of a short-time Fourier transform (FISHER).
+"""
 
 from typing import Literal
 
@@ -10,6 +13,8 @@ from torch import Tensor, nn
 PREEMPHASIS = 0.97
 ENERGY_FLOOR = 1.1920928955078125e-07  # float32 epsilon
 LOW_FREQUENCY_HZ = 20.0
+MAGNITUDE_FLOOR = 1e-10
+LOWEST_SAMPLING_RATE_HZ = 100  # below it, 10 ms hold no sample
 
 Window = Literal["povey", "hanning"]
 
@@ -34,7 +39,6 @@ class KaldiLogMel(nn.Module):
         num_mel_bins: Number of filters.
         window: "povey" is a Hann window to the power 0.85, "hanning" the Hann window itself.
         scale: The waveform in [-1, 1] is multiplied by it; 2 ** 15 gives Kaldi's 16-bit integers.
-        subtract_mean: Whether each clip's mean is subtracted before it is cut into frames.
     """
 
     def __init__(
@@ -44,14 +48,12 @@ class KaldiLogMel(nn.Module):
         num_mel_bins: int = 128,
         window: Window = "povey",
         scale: float = 1.0,
-        subtract_mean: bool = False,
     ) -> None:
         super().__init__()
         self.sampling_rate = sampling_rate
         self.num_mel_bins = num_mel_bins
         self.window = window
         self.scale = scale
-        self.subtract_mean = subtract_mean
         self.frame_length = sampling_rate * 25 // 1000  # samples
         self.hop_length = sampling_rate * 10 // 1000
         self.n_fft = 1 << (self.frame_length - 1).bit_length()
@@ -65,13 +67,11 @@ class KaldiLogMel(nn.Module):
         """Return the fewest samples that hold `num_frames` (at least one) whole frames."""
         return self.frame_length + (num_frames - 1) * self.hop_length
 
-    def forward(self, waveform: Tensor, lengths: Tensor | None = None) -> Tensor:
+    def forward(self, waveform: Tensor) -> Tensor:
         """Return the log-mel spectrogram, (batch, frames, num_mel_bins) float32.
 
         Args:
             waveform: (batch, num_samples) in [-1, 1], padded at the end.
-            lengths: (batch,) samples of each clip without its padding. Only `subtract_mean` needs
-                them; None means that no clip is padded.
         """
         num_samples = waveform.shape[-1]
         if num_samples < self.frame_length:
@@ -81,8 +81,6 @@ class KaldiLogMel(nn.Module):
             )
         with torch.autocast(waveform.device.type, enabled=False):
             waveform = waveform.float()
-            if self.subtract_mean:
-                waveform = waveform - own_mean(waveform, lengths)
             window, mel_filters = self.tables(waveform.device)
             frames = (self.scale * waveform).unfold(-1, self.frame_length, self.hop_length)
             # Measured from its first sample, a constant frame stays exactly 0; a rounded mean of it
@@ -116,8 +114,84 @@ class KaldiLogMel(nn.Module):
         """Return what `print(model)` shows."""
         return (
             f"sampling_rate={self.sampling_rate}, num_mel_bins={self.num_mel_bins}, "
-            f"window={self.window!r}, scale={self.scale}, subtract_mean={self.subtract_mean}"
+            f"window={self.window!r}, scale={self.scale}"
         )
+
+
+class LogStft(nn.Module):
+    """Log-magnitude spectrogram of any sampling rate: 25 ms frames every 10 ms, bins of 40 Hz.
+
+    Subtract each clip's mean, cut into frames, window by a periodic Hann window, take the Fourier
+    transform without zero-padding, take ln(magnitude + 1e-10). A bin stands for the same frequency
+    at every rate; a higher rate only adds bins above. Lengths in samples are rounded down, so at
+    44,100 Hz a frame has 1,102 of them and a bin is 40.02 Hz wide. Only whole frames count, so a
+    frame depends on its own samples and the clip's mean alone, never on padding behind it.
+
+    The result is float32 whatever the module's dtype or autocast. The module has no parameters and
+    no buffers: its window is computed with each call, as its length follows the sampling rate.
+
+    The floor lies far below float32's rounding: where a sound is digitally silent for a while, the
+    result there is rounding noise, other noise on every device. A clip that is constant as a whole
+    is at the floor.
+    """
+
+    @staticmethod
+    def frame_length(sampling_rate: int) -> int:
+        """Return the samples of a frame, or raise ValueError if the rate is none."""
+        return 25 * checked_sampling_rate(sampling_rate) // 1000
+
+    @staticmethod
+    def hop_length(sampling_rate: int) -> int:
+        """Return the samples from one frame to the next."""
+        return 10 * checked_sampling_rate(sampling_rate) // 1000
+
+    def num_bins(self, sampling_rate: int) -> int:
+        """Return how many bins there are from 0 Hz to half the sampling rate."""
+        return self.frame_length(sampling_rate) // 2 + 1
+
+    def num_frames(self, num_samples: int, sampling_rate: int) -> int:
+        """Return how many whole frames a waveform of `num_samples` holds."""
+        hop_length = self.hop_length(sampling_rate)
+        return max(0, 1 + (num_samples - self.frame_length(sampling_rate)) // hop_length)
+
+    def num_samples(self, num_frames: int, sampling_rate: int) -> int:
+        """Return the fewest samples that hold `num_frames` (at least one) whole frames."""
+        return self.frame_length(sampling_rate) + (num_frames - 1) * self.hop_length(sampling_rate)
+
+    def forward(
+        self, waveform: Tensor, sampling_rate: int, lengths: Tensor | None = None
+    ) -> Tensor:
+        """Return the spectrogram, (batch, frames, bins) float32, bin 0 at 0 Hz.
+
+        Args:
+            waveform: (batch, num_samples) in [-1, 1], padded at the end.
+            sampling_rate: Of the waveform, in hertz.
+            lengths: (batch,) samples of each clip without its padding; None means that no clip is
+                padded.
+
+        Raises:
+            ValueError: The waveform is shorter than a frame, or the rate is no whole number from
+                100 on.
+        """
+        frame_length = self.frame_length(sampling_rate)
+        num_samples = waveform.shape[-1]
+        if num_samples < frame_length:
+            raise ValueError(
+                f"The waveform has {num_samples} samples; one frame at {sampling_rate} Hz takes "
+                f"{frame_length}. Leave the clip out, or pad it with zeros."
+            )
+        with torch.autocast(waveform.device.type, enabled=False):
+            waveform = waveform.float()
+            # In float64, because what rounding leaves of a constant shows in the logarithm, and
+            # would depend on the length of the padding. The Metal backend knows no float64.
+            precise = waveform if waveform.device.type == "mps" else waveform.double()
+            waveform = waveform - own_mean(precise, lengths).float()
+            frames = waveform.unfold(-1, frame_length, self.hop_length(sampling_rate))
+            window = torch.hann_window(frame_length, dtype=torch.float32, device=waveform.device)
+            spectrum = torch.fft.rfft(frames * window)  # (B, T, bins)
+            # Not the root of a sum of squares: its gradient at a magnitude of 0 is no number.
+            log_magnitude: Tensor = (spectrum.abs() + MAGNITUDE_FLOOR).log()
+            return log_magnitude
 
 
 def own_mean(waveform: Tensor, lengths: Tensor | None) -> Tensor:
@@ -126,6 +200,17 @@ def own_mean(waveform: Tensor, lengths: Tensor | None) -> Tensor:
         return waveform.mean(dim=-1, keepdim=True)
     own = torch.arange(waveform.shape[-1], device=waveform.device) < lengths[:, None]
     return waveform.where(own, 0.0).sum(dim=-1, keepdim=True) / lengths[:, None]
+
+
+def checked_sampling_rate(sampling_rate: int) -> int:
+    """Return a sampling rate, or raise ValueError if it is not a whole number from 100 Hz on."""
+    whole = isinstance(sampling_rate, int | np.integer) and not isinstance(sampling_rate, bool)
+    if not whole or sampling_rate < LOWEST_SAMPLING_RATE_HZ:
+        raise ValueError(
+            f"sampling_rate={sampling_rate!r} is not a whole number of hertz from "
+            f"{LOWEST_SAMPLING_RATE_HZ} on. Give the rate at which the waveform was recorded."
+        )
+    return int(sampling_rate)
 
 
 def kaldi_window(name: Window, length: int) -> NDArray[np.float64]:
@@ -156,4 +241,4 @@ def kaldi_mel_filters(num_mel_bins: int, n_fft: int, sampling_rate: int) -> NDAr
     return filters
 
 
-__all__ = ["KaldiLogMel"]
+__all__ = ["KaldiLogMel", "LogStft"]

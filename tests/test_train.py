@@ -27,6 +27,7 @@ from nearfar.evaluation import ScoreTable
 from nearfar.hub import read_run
 from nearfar.training import TrainingInterruptedError
 from tests.scripts import TINY_RECIPE, run_script
+from tests.tiny import ENCODERS
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -195,6 +196,57 @@ def test_a_loss_that_is_not_finite_stops_training(
     arguments += ["--learning_rate", "1e30", "--max_steps", 9, "--max_grad_norm", "1e30"]
     with pytest.raises(FloatingPointError, match="lower learning_rate"):
         run_script(train, arguments, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("encoder", "options"),
+    [
+        ("eat", {"pooling": "cls", "layers": [1, 2]}),
+        ("fisher", {"pooling": "cls", "pooling_options": {"keep_bands": True}, "join_bands": True}),
+        (
+            "beats",
+            {
+                "pooling": "attentive_statistics",
+                "scored_pooling": "rdp",
+                "scored_pooling_options": {"keep_bands": True},
+            },
+        ),
+    ],
+)
+def test_every_encoder_trains_by_every_kind_of_pooling_and_is_scored(
+    encoder, options, factory_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    described = {"encoder_config": ENCODERS[encoder]} | options
+    arguments = ["--data_dir", factory_dir, *TINY_RECIPE, "--max_steps", 1]
+    for name, value in described.items():
+        arguments += [f"--{name}", *(value if isinstance(value, list) else [json.dumps(value)])]
+    arguments = [str(word).strip('"') for word in arguments]
+    run_script(train, [*arguments, "--output_dir", tmp_path / "run"], monkeypatch)
+    scorer = score.load_scorer(tmp_path / "run")
+    clips = decoded(load_near_far(factory_dir)["test"])
+    assert np.isfinite(scorer.score([clips[0]]).anomaly_scores).all()
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert {name: config[name] for name in options} == options
+    extractor = json.loads((tmp_path / "run" / "preprocessor_config.json").read_text())
+    assert extractor["min_num_samples"] == (400 if encoder == "eat" else 2_800)
+
+
+def test_layers_that_do_not_train_stay_as_they_were(
+    factory_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ["--data_dir", factory_dir, *TINY_RECIPE, "--max_steps", 1]
+    runs = []
+    for trainable in (0, 1):
+        folder = tmp_path / str(trainable)
+        options = ["--output_dir", folder, "--trainable_layers", trainable]
+        run_script(train, [*arguments, *options], monkeypatch)
+        runs.append(weights(folder))
+    frozen, tuned = runs
+    moved = {name for name, tensor in frozen.items() if not torch.equal(tensor, tuned[name])}
+    deepest = {name for name in frozen if name.startswith("asd.encoder.layers.1.")}
+    assert deepest
+    # The head saw another encoder, so it may differ.
+    assert deepest <= moved <= deepest | {"head.weight"}
 
 
 def test_without_training_the_encoder_is_scored_as_it_is(

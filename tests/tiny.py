@@ -1,4 +1,4 @@
-"""The smallest encoder that has every part of a BEATs; shared by all tests."""
+"""The smallest encoders that have every part of a BEATs, an EAT and a FISHER; for all tests."""
 
 TINY_ENCODER = {
     "model_type": "nearfar_beats",
@@ -12,3 +12,21 @@ TINY_ENCODER = {
     "num_buckets": 32,
     "max_distance": 64,
 }
+TINY_EAT = {
+    "model_type": "nearfar_eat",
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "max_length": 16,
+}
+TINY_FISHER = {
+    "model_type": "nearfar_fisher",
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "max_length": 32,
+    "max_freq": 8,
+}
+ENCODERS = {"beats": TINY_ENCODER, "eat": TINY_EAT, "fisher": TINY_FISHER}

@@ -8,12 +8,16 @@ from tests.tiny import TINY_ENCODER
 
 @pytest.fixture
 def tiny_config():
-    """Return a function that makes a small AsdConfig; keyword arguments override its fields."""
+    """Return a function that makes a small AsdConfig; keyword arguments override its fields.
+
+    Those of `encoder` override the tiny BEATs', or describe another encoder by its model_type.
+    """
 
     def make(*, encoder: dict | None = None, **options) -> AsdConfig:
-        return AsdConfig(
-            encoder_config=TINY_ENCODER | (encoder or {}), **({"num_labels": 5} | options)
-        )
+        described = encoder or {}
+        if "model_type" not in described:
+            described = TINY_ENCODER | described
+        return AsdConfig(encoder_config=described, **({"num_labels": 5} | options))
 
     return make
 

@@ -9,6 +9,7 @@ from transformers import AutoConfig
 
 from modeling import AsdConfig, BeatsConfig
 from modeling.configuration_asd import FORMAT_VERSION
+from tests.tiny import TINY_FISHER
 
 
 @pytest.mark.parametrize("part", ["front_end", "pooling", "head", "detector"])
@@ -90,6 +91,32 @@ def test_bands_that_were_not_kept_cannot_be_joined(tiny_config):
         tiny_config(join_bands=True)
 
 
+def test_a_learnt_pooling_cannot_be_scored_beside_the_one_that_trains(tiny_config):
+    with pytest.raises(StrictDataclassFieldValidationError, match="scored_pooling"):
+        tiny_config(scored_pooling="attentive_statistics")
+
+
+def test_a_pooling_that_would_not_be_scored_is_refused(tiny_config):
+    with pytest.raises(StrictDataclassClassValidationError, match="is not projected"):
+        tiny_config(scored_pooling="rdp", projection="linear", scored_embedding="projected")
+    with pytest.raises(StrictDataclassClassValidationError, match="without a scored_pooling"):
+        tiny_config(scored_pooling_options={"gamma": 4.0})
+
+
+def test_options_of_the_scored_pooling_are_checked(tiny_config):
+    tiny_config(scored_pooling="rdp", scored_pooling_options={"gamma": 4.0, "keep_bands": True})
+    with pytest.raises(
+        StrictDataclassClassValidationError, match="unknown to scored_pooling='rdp'"
+    ):
+        tiny_config(scored_pooling="rdp", scored_pooling_options={"p": 3.0})
+
+
+def test_another_rate_than_the_encoders_is_refused(tiny_config):
+    with pytest.raises(StrictDataclassClassValidationError, match="encoder hears 16000 Hz"):
+        tiny_config(sampling_rate=32_000)
+    tiny_config(sampling_rate=32_000, encoder=TINY_FISHER | {"sampling_rate": 32_000})
+
+
 def test_every_field_survives_a_round_trip(tmp_path, tiny_config):
     config = tiny_config(
         front_end="complex_least_squares",
@@ -101,7 +128,8 @@ def test_every_field_survives_a_round_trip(tmp_path, tiny_config):
         projection_size=7,
         projection_dropout=0.1,
         join_bands=True,
-        scored_embedding="projected",
+        scored_pooling="gem",
+        scored_pooling_options={"p": 6.0, "gamma": 10.0},
         head_options={"margin": 0.2},
         num_labels=9,
     )

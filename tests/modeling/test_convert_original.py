@@ -1,3 +1,4 @@
+import argparse
 import json
 import logging
 import os
@@ -7,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -170,7 +172,9 @@ class Payload:
 def test_a_pickled_object_is_refused_and_not_run(tmp_path: Path) -> None:
     marker = tmp_path / "ran"
     path = saved(tmp_path, beats_checkpoint() | {"extra": Payload(marker)})
-    with pytest.raises(ValueError, match="unpickling anything else can run code"):
+    with pytest.raises(
+        ValueError, match=r"unpickling anything else can run code\. It holds .*'pathlib\.Path'"
+    ):
         load_original(path)
     assert not marker.exists()
 
@@ -181,6 +185,22 @@ def test_a_folder_is_refused_with_the_right_call(tmp_path: Path) -> None:
         load_original(tmp_path / "ours")
     with pytest.raises(ValueError, match=r"Give the \.pt file inside"):
         load_original(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"no model\.safetensors; it has 'config\.json', 'ours'"):
+        load_original(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"cut")
+    with pytest.raises(ValueError, match=r"model\.safetensors cannot be read\. Download it again"):
+        load_original(tmp_path)
+    for text, said in (("<html>", "is no JSON"), ("[]", "holds a list, where a dict was due")):
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(ValueError, match=rf"config\.json {said}"):
+            load_original(tmp_path)
+
+
+def test_what_fairseqs_trainer_stores_is_read(tmp_path: Path) -> None:
+    extra = {"args": argparse.Namespace(lr=1.0), "best": np.float64(0.5), "loss": np.float32(2)}
+    path = saved(tmp_path, beats_checkpoint() | extra)
+    assert {key: read_checkpoint(path)[key] for key in extra} == extra
 
 
 @pytest.mark.parametrize(
@@ -200,7 +220,9 @@ def test_another_layout_is_refused(tmp_path: Path, content: Any, described: str)
 
 def test_another_network_is_refused_with_its_first_keys(tmp_path: Path) -> None:
     checkpoint = {"cfg": {}, "model": {f"module.{i}": torch.zeros(1) for i in range(9)}}
-    with pytest.raises(ValueError, match=r"no known encoder \(beats\).*'module\.0'.* and 4 more"):
+    with pytest.raises(
+        ValueError, match=r"no known encoder \(beats, .*\).*'module\.0'.* and 4 more"
+    ):
         load_original(saved(tmp_path, checkpoint))
 
 
@@ -230,7 +252,7 @@ def test_a_missing_and_an_unknown_tensor_are_named(tmp_path: Path) -> None:
 
 def test_every_tensor_is_needed(tmp_path: Path) -> None:
     complete = beats_checkpoint(num_classes=3, encoder_layers=1)
-    for key in complete["model"].keys() - {CONVERTERS["beats"].signature}:
+    for key in complete["model"]:
         state = {name: tensor for name, tensor in complete["model"].items() if name != key}
         with pytest.raises(
             ValueError, match=key.replace(".", r"\.") if "predictor" not in key else "predictor"

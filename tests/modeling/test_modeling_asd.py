@@ -12,17 +12,31 @@ from transformers import (
 )
 
 from modeling import (
+    ENCODERS,
     FRONT_ENDS,
     POOLINGS,
     AsdForProxyClassification,
     AsdModel,
     BeatsModel,
     ReferenceBank,
+    encoder_fingerprint,
 )
+from modeling.configuration_asd import ENCODER_CONFIGS
 from modeling.feature_extraction_asd import AsdFeatureExtractor
+from tests.tiny import ENCODERS as TINY_ENCODERS
+from tests.tiny import TINY_EAT, TINY_FISHER
 
 CHANNELS = (["near"], ["far", "near"])
 LAYERS = (None, [1], [2, 1])
+BANDS = {"beats": 8, "eat": 8, "fisher": 12}  # of the patch grid
+CLASS_TOKENS = {"beats": 0, "eat": 1, "fisher": 4}
+POOLED = [
+    (encoder, pooling)
+    for encoder in BANDS
+    for pooling in POOLINGS
+    if pooling != "cls" or CLASS_TOKENS[encoder]
+]
+every_encoder = pytest.mark.parametrize("encoder", BANDS)
 
 
 def batch_of(pairs):
@@ -40,30 +54,10 @@ def batch(pairs):
 # What a clip's embedding depends on
 
 
-@pytest.mark.parametrize(
-    ("front_end", "pooling", "keep_bands", "channels", "layers"),
-    list(itertools.product(FRONT_ENDS, POOLINGS, (False, True), CHANNELS, LAYERS)),
-)
-def test_a_clip_is_embedded_alone_as_in_a_batch_and_beside_longer_clips(
-    front_end, pooling, keep_bands, channels, layers, tiny_model, pairs
-):
-    model = tiny_model(
-        front_end=front_end,
-        pooling=pooling,
-        pooling_options={"keep_bands": keep_bands},
-        channels=channels,
-        layers=layers,
-        projection="batch_norm_linear",
-        projection_size=6,
-    ).asd
+def check_alone_as_in_a_batch(model, pairs, shape):
     with torch.no_grad():
         together = model(**batch_of(pairs))
-        assert together.embedding.shape == (
-            3,
-            len(channels) * len(layers or [2]),
-            8 if keep_bands else 1,
-            32,
-        )
+        assert together.embedding.shape == shape
         for i, pair in enumerate(pairs):
             alone = model(**batch_of([pair]))
             bare = model(pair[0][None], pair[1][None])
@@ -75,9 +69,51 @@ def test_a_clip_is_embedded_alone_as_in_a_batch_and_beside_longer_clips(
                     )
 
 
-@pytest.mark.parametrize("front_end", FRONT_ENDS)
-def test_in_bfloat16_too(front_end, tiny_model, pairs):
-    model = tiny_model(front_end=front_end, channels=["near", "far"]).asd.to(torch.bfloat16)
+@pytest.mark.parametrize(
+    ("encoder", "pooling", "keep_bands", "front_end"),
+    [
+        (*case, front_end != "near", front_end)
+        for case, front_end in itertools.product(POOLED, FRONT_ENDS)
+    ],
+)
+def test_a_clip_is_embedded_alone_as_in_a_batch_and_beside_longer_clips(
+    encoder, pooling, keep_bands, front_end, tiny_model, pairs
+):
+    model = tiny_model(
+        encoder=TINY_ENCODERS[encoder],
+        front_end=front_end,
+        pooling=pooling,
+        pooling_options={"keep_bands": keep_bands},
+        channels=["far", "near"],
+        layers=[2, 1],
+        projection="batch_norm_linear",
+        projection_size=6,
+    ).asd
+    bands = CLASS_TOKENS[encoder] if pooling == "cls" else BANDS[encoder]
+    size = 256 if pooling == "attentive_statistics" else 32
+    check_alone_as_in_a_batch(model, pairs, (3, 4, bands if keep_bands else 1, size))
+
+
+@pytest.mark.parametrize(
+    ("encoder", "channels", "layers"), list(itertools.product(BANDS, CHANNELS, LAYERS))
+)
+def test_so_it_is_for_all_channels_and_layers(encoder, channels, layers, tiny_model, pairs):
+    model = tiny_model(encoder=TINY_ENCODERS[encoder], channels=channels, layers=layers)
+    views = len(channels) * len(layers or [2])
+    check_alone_as_in_a_batch(model.asd, pairs, (3, views, 1, 32))
+
+
+@pytest.mark.parametrize(
+    ("encoder", "pooling", "front_end"),
+    [*((*case, "complex_least_squares") for case in POOLED), ("beats", "mean", "near")],
+)
+def test_in_bfloat16_too(encoder, pooling, front_end, tiny_model, pairs):
+    model = tiny_model(
+        encoder=TINY_ENCODERS[encoder],
+        pooling=pooling,
+        front_end=front_end,
+        channels=["near", "far"],
+    ).asd.to(torch.bfloat16)
     with torch.no_grad():
         together = model(**batch_of(pairs)).embedding
         for i, pair in enumerate(pairs):
@@ -105,7 +141,7 @@ def test_a_layer_is_the_mean_of_its_hidden_states(tiny_model, pairs):
     torch.testing.assert_close(embedding, expected)
 
 
-def test_hidden_states_are_asked_for_only_where_another_layer_than_the_last_is_scored(
+def test_hidden_states_are_asked_for_only_where_another_layer_than_the_deepest_is_scored(
     tiny_model, pairs, monkeypatch
 ):
     asked = []
@@ -118,16 +154,170 @@ def test_hidden_states_are_asked_for_only_where_another_layer_than_the_last_is_s
     monkeypatch.setattr(BeatsModel, "forward", spy)
     for layers in (None, [2], [1], [1, 2]):
         tiny_model(layers=layers)(pairs[0][0][None])
-    assert asked == [False, False, True, True]
+    assert asked == [False, False, False, True]
 
 
-def test_what_lies_behind_a_clips_end_does_not_matter(tiny_model, batch):
-    model = tiny_model(front_end="complex_least_squares", channels=["near", "far"])
+@every_encoder
+@pytest.mark.parametrize("layer", [1, 2])
+def test_a_layer_is_the_same_whichever_layers_are_scored_beside_it(
+    encoder, layer, tiny_model, pairs
+):
+    near, described = pairs[0][0][None], TINY_ENCODERS[encoder]
+    both = tiny_model(encoder=described, layers=[1, 2]).asd
+    single = tiny_model(encoder=described, layers=[layer]).asd
+    single.load_encoder(both.encoder)
+    torch.testing.assert_close(single(near).embedding[:, 0], both(near).embedding[:, layer - 1])
+
+
+@every_encoder
+def test_what_lies_behind_a_clips_end_does_not_matter(encoder, tiny_model, batch):
+    model = tiny_model(
+        encoder=TINY_ENCODERS[encoder],
+        front_end="complex_least_squares",
+        channels=["near", "far"],
+    )
     expected = model(**batch).embedding
     padding = batch["attention_mask"] == 0
     for key in ("near_values", "far_values"):
         batch[key] = batch[key].masked_fill(padding, torch.nan)
     assert torch.equal(model(**batch).embedding, expected)
+
+
+# Encoders and poolings
+
+
+def test_every_encoder_has_a_model_a_configuration_and_a_tiny_one():
+    assert set(ENCODERS) == set(ENCODER_CONFIGS)
+    assert set(ENCODERS) == {described["model_type"] for described in TINY_ENCODERS.values()}
+
+
+@every_encoder
+def test_an_encoder_splits_its_hidden_states_as_grid_and_mask_say(encoder, tiny_model, batch):
+    model = tiny_model(encoder=TINY_ENCODERS[encoder]).asd.encoder
+    near, mask = batch["near_values"], batch["attention_mask"]
+    time, band = model.patch_grid(near.shape[1])
+    assert band == BANDS[encoder]
+    output = model(near, attention_mask=mask, output_hidden_states=True)
+    assert len(output.hidden_states) == 3
+    for hidden_states in (*output.hidden_states, output.last_hidden_state):
+        class_tokens, patches = model.split(hidden_states)
+        assert class_tokens.shape == (3, model.num_class_tokens, 32)
+        assert patches.shape == (3, time * band, 32)
+    assert model.num_class_tokens == CLASS_TOKENS[encoder]
+    assert model.patch_mask(mask).shape == (3, time * band)
+
+
+@pytest.mark.parametrize("encoder", ["eat", "fisher"])  # in BEATs, a convolution mixes them first
+def test_patches_are_ordered_by_time_then_from_low_to_high(encoder, tiny_model, pairs):
+    model = tiny_model(encoder=TINY_ENCODERS[encoder]).asd.encoder
+    near = pairs[0][0][None]
+    grid = model.patch_grid(near.shape[1])
+    time = torch.arange(8_000)
+    tone = 0.3 * torch.sin(2 * torch.pi * 7_000 / 16_000 * time)
+    late = 0.3 * torch.sin(2 * torch.pi * 1_000 / 16_000 * time) * (time >= 6_400)
+
+    def patches(waveform):
+        _, split = model.split(model.embed_patches(model.spectrogram(waveform)))
+        return split[0].unflatten(0, grid)  # (time, band, D)
+
+    moved = (patches(near + late) - patches(near)).norm(dim=2)
+    assert moved[-1].max() > 100 * moved[0].max()
+    moved = (patches(near + tone) - patches(near)).norm(dim=2)
+    assert (moved[:, -2:].amax(dim=1) > 10 * moved[:, 0]).all()
+
+
+@pytest.mark.parametrize("layers", [[2], [1, 2]])
+def test_cls_of_eat_is_the_first_token_of_each_layer(layers, tiny_model, batch):
+    model = tiny_model(encoder=TINY_EAT, pooling="cls", layers=layers).asd
+    output = model.encoder(
+        batch["near_values"], attention_mask=batch["attention_mask"], output_hidden_states=True
+    )
+    expected = torch.stack([output.hidden_states[layer][:, 0] for layer in layers], dim=1)
+    torch.testing.assert_close(model(**batch).embedding[:, :, 0], expected)
+
+
+def test_joined_cls_of_fisher_is_the_embedding_of_its_authors(tiny_model, batch):
+    model = tiny_model(
+        encoder=TINY_FISHER,
+        pooling="cls",
+        pooling_options={"keep_bands": True},
+        join_bands=True,
+        projection="batch_norm_linear",
+        projection_size=5,
+    ).asd
+    encoded = model.encoder(batch["near_values"], attention_mask=batch["attention_mask"])
+    output = model(**batch)
+    torch.testing.assert_close(output.embedding[:, 0, 0], encoded.pooler_output)
+    assert output.embedding.shape == (3, 1, 1, 4 * 32)
+    assert output.projected_embedding.shape == (3, 1, 1, 5)
+
+
+@pytest.mark.parametrize("rate", [16_000, 32_000])
+def test_a_rate_beyond_16_khz_gives_fisher_more_bands(rate, tiny_model):
+    model = tiny_model(
+        encoder=TINY_FISHER | {"sampling_rate": rate},
+        sampling_rate=rate,
+        pooling="cls",
+        pooling_options={"keep_bands": True},
+        join_bands=True,
+        projection="linear",
+    ).asd
+    near = torch.randn(1, rate, generator=torch.Generator().manual_seed(0))
+    assert model(near).embedding.shape[-1] == 32 * rate // 4_000
+
+
+@pytest.mark.parametrize("field", ["pooling", "scored_pooling"])
+def test_class_tokens_are_refused_where_the_encoder_has_none(field, tiny_model):
+    with pytest.raises(ValueError, match=r"'cls'.*BeatsModel has none.*'attentive_statistics'"):
+        tiny_model(**{field: "cls"})
+
+
+@pytest.mark.parametrize(("encoder", "pooling"), POOLED)
+def test_bands_that_any_pooling_kept_are_joined(encoder, pooling, tiny_model, batch):
+    options = {
+        "encoder": TINY_ENCODERS[encoder],
+        "pooling": pooling,
+        "pooling_options": {"keep_bands": True},
+        "layers": [1, 2],
+    }
+    model = tiny_model(**options, join_bands=True, projection="linear", projection_size=7).asd
+    apart = tiny_model(**options).asd
+    apart.encoder, apart.pooling = model.encoder, model.pooling
+    output, bands = model(**batch), apart(**batch).embedding
+    torch.testing.assert_close(output.embedding[:, :, 0], bands.flatten(2))
+    expected = model.projection.linear(bands.flatten(2))
+    torch.testing.assert_close(output.projected_embedding[:, :, 0], expected)
+
+
+def test_what_is_scored_may_be_pooled_in_another_way_than_what_is_trained(tiny_model, batch):
+    rdp = {"gamma": 4.0, "keep_bands": True}
+    model = tiny_model(
+        layers=[1, 2],
+        pooling="attentive_statistics",
+        pooling_options={"size": 9},
+        scored_pooling="rdp",
+        scored_pooling_options=rdp,
+    )
+    trained = tiny_model(layers=[1, 2], pooling="attentive_statistics", pooling_options={"size": 9})
+    scored = tiny_model(layers=[1, 2], pooling="rdp", pooling_options=rdp)
+    trained.load_state_dict(model.state_dict())
+    scored.asd.encoder = model.asd.encoder
+    output = model.asd(**batch)
+    assert torch.equal(output.embedding, scored.asd(**batch).embedding)
+    assert torch.equal(output.projected_embedding, trained.asd(**batch).projected_embedding)
+    assert torch.equal(model(**batch).logits, trained(**batch).logits)
+    model.train()(**batch, labels=torch.tensor([0, 1, 2])).loss.backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+@every_encoder
+def test_a_fingerprint_tells_encoders_apart_and_knows_its_own(encoder, tiny_model, tiny_config):
+    options = {"encoder": TINY_ENCODERS[encoder], "layers": [1, 2]}
+    model, other = tiny_model(**options), AsdForProxyClassification(tiny_config(**options))
+    bank = ReferenceBank(model.config, fingerprint=encoder_fingerprint(model))
+    bank.check_encoder(model)
+    with pytest.raises(ValueError, match="another encoder"):
+        bank.check_encoder(other)
 
 
 # Front end and far channel
@@ -307,9 +497,20 @@ def test_tuples_on_request(tiny_model, batch):
 
 
 @pytest.mark.parametrize("layers", [None, [1], [1, 2]])
-@pytest.mark.parametrize("projection", ["none", "batch_norm_linear"])
-def test_every_parameter_receives_a_finite_gradient(layers, projection, tiny_model, batch):
-    model = tiny_model(layers=layers, projection=projection, front_end="complex_least_squares")
+@pytest.mark.parametrize(
+    ("encoder", "pooling", "projection"),
+    [("beats", "mean", "none"), *((*case, "batch_norm_linear") for case in POOLED)],
+)
+def test_every_parameter_receives_a_finite_gradient(
+    encoder, pooling, layers, projection, tiny_model, batch
+):
+    model = tiny_model(
+        encoder=TINY_ENCODERS[encoder],
+        pooling=pooling,
+        layers=layers,
+        projection=projection,
+        front_end="complex_least_squares",
+    )
     model.train()(**batch, labels=torch.tensor([0, 1, 2])).loss.backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
@@ -334,18 +535,89 @@ def test_an_encoder_that_does_not_fit_is_refused(tiny_model, tiny_config):
         tiny_model().asd.load_encoder(BeatsModel(deeper))
 
 
-def test_activation_checkpointing_changes_no_gradient(tiny_model, batch):
+@every_encoder
+@pytest.mark.parametrize("trainable_layers", [None, 1])
+def test_activation_checkpointing_changes_no_gradient(trainable_layers, encoder, tiny_model, batch):
     labels = torch.tensor([0, 1, 2])
     gradients = []
     for enabled in (False, True):
-        model = tiny_model(layers=[1, 2]).train()
+        model = tiny_model(encoder=TINY_ENCODERS[encoder], layers=[1, 2]).train()
+        model.asd.freeze_layers(trainable_layers)
         if enabled:
             model.activation_checkpointing_enable()
         model(**batch, labels=labels).loss.backward()
-        gradients.append([parameter.grad for parameter in model.parameters()])
+        gradients.append([p.grad for p in model.parameters() if p.requires_grad])
     assert all(layer.gradient_checkpointing for layer in model.asd.encoder.layers)
     for plain, checkpointed in zip(*gradients, strict=True):
         torch.testing.assert_close(plain, checkpointed)
+
+
+# Freezing
+
+
+def trainable_names(model):
+    return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+@every_encoder
+def test_only_the_last_layers_and_what_follows_the_encoder_train(encoder, tiny_model):
+    model = tiny_model(
+        encoder=TINY_ENCODERS[encoder] | {"num_hidden_layers": 3},
+        pooling="attentive_statistics",
+        projection="batch_norm_linear",
+    )
+    everything = {name for name, _ in model.named_parameters()}
+    rest = {name for name in everything if not name.startswith("asd.encoder.")}
+    assert {name.split(".")[0] for name in rest} == {"asd", "head"}
+    layers = [
+        {name for name in everything if name.startswith(f"asd.encoder.layers.{i}.")}
+        for i in range(3)
+    ]
+    assert all(layers)
+    model.asd.freeze_layers(2)
+    assert trainable_names(model) == rest | layers[1] | layers[2]
+    model.asd.freeze_layers(0)
+    assert trainable_names(model) == rest
+    model.asd.freeze_layers(1)
+    assert trainable_names(model) == rest | layers[2]
+    for all_of_them in (3, None):
+        model.asd.freeze_layers(all_of_them)
+        assert trainable_names(model) == everything
+
+
+def test_layers_are_counted_back_from_the_deepest_one_scored(tiny_model):
+    model = tiny_model(encoder={"num_hidden_layers": 3}, layers=[2, 1])
+    model.asd.freeze_layers(1)
+    names = {name for name in trainable_names(model) if name.startswith("asd.encoder.")}
+    assert names
+    assert all(name.startswith("asd.encoder.layers.1.") for name in names)
+
+
+@every_encoder
+@pytest.mark.parametrize("trainable_layers", [0, 1, 2])
+def test_a_step_moves_what_trains_and_nothing_else(trainable_layers, encoder, tiny_model, batch):
+    model = tiny_model(encoder=TINY_ENCODERS[encoder], layers=[1, 2]).train()
+    model.asd.freeze_layers(trainable_layers)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1)
+    model(**batch, labels=torch.tensor([0, 1, 2])).loss.backward()
+    optimizer.step()
+    moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+    assert moved == trainable_names(model)
+
+
+@pytest.mark.parametrize("trainable_layers", [-1, 3])
+def test_more_layers_than_there_are_cannot_train(trainable_layers, tiny_model):
+    with pytest.raises(ValueError, match=r"has 2 layers.*Give 0 to 2"):
+        tiny_model().asd.freeze_layers(trainable_layers)
+
+
+def test_a_frozen_model_loads_as_one_that_trains(tmp_path, tiny_model):
+    model = tiny_model()
+    model.asd.freeze_layers(0)
+    model.save_pretrained(tmp_path)
+    loaded = AsdForProxyClassification.from_pretrained(tmp_path)
+    assert all(parameter.requires_grad for parameter in loaded.parameters())
 
 
 def test_the_head_starts_by_xavier_whatever_the_initializer_range(tiny_config):
@@ -384,10 +656,25 @@ EVERYTHING = {
 }
 
 
+ATTENTIVE = {
+    "pooling": "attentive_statistics",
+    "pooling_options": {"size": 9, "keep_bands": True},
+    "scored_embedding": "pooled",
+    "scored_pooling": "gem",
+    "scored_pooling_options": {"gamma": 4.0, "p": 2.0},
+}
+
+
 @pytest.mark.parametrize("cls", [AsdModel, AsdForProxyClassification])
 @pytest.mark.parametrize("auto", [False, True])
-def test_saving_and_loading_changes_nothing(cls, auto, tmp_path, tiny_config, batch):
-    model = perturbed(cls(tiny_config(**EVERYTHING)))
+@pytest.mark.parametrize(
+    ("encoder", "others"), [("beats", {}), ("beats", ATTENTIVE), ("eat", ATTENTIVE), ("fisher", {})]
+)
+def test_saving_and_loading_changes_nothing(
+    encoder, others, cls, auto, tmp_path, tiny_config, batch
+):
+    options = EVERYTHING | others | {"encoder": TINY_ENCODERS[encoder]}
+    model = perturbed(cls(tiny_config(**options)))
     model.save_pretrained(tmp_path)
     automatic = {AsdModel: AutoModel, AsdForProxyClassification: AutoModelForAudioClassification}
     reloaded = (automatic[cls] if auto else cls).from_pretrained(tmp_path)
@@ -442,9 +729,12 @@ def test_it_loads_in_half_precision_and_by_device_map(cls, options, tmp_path, ti
     assert error < tolerance
 
 
+@every_encoder
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
-def test_the_attention_implementation_reaches_the_encoder(implementation, tmp_path, tiny_model):
-    tiny_model().save_pretrained(tmp_path)
+def test_the_attention_implementation_reaches_the_encoder(
+    implementation, encoder, tmp_path, tiny_model
+):
+    tiny_model(encoder=TINY_ENCODERS[encoder]).save_pretrained(tmp_path)
     loaded = AsdModel.from_pretrained(tmp_path, attn_implementation=implementation)
     assert loaded.encoder.config._attn_implementation == implementation
 
@@ -464,7 +754,8 @@ def test_either_class_publishes_everything_that_the_folder_needs(cls, tmp_path, 
         task = saved["custom_pipelines"]["anomalous-sound-detection"]
         assert task["impl"] == "pipeline_asd.AnomalousSoundDetectionPipeline"
         code = {path.stem for path in folder.glob("*.py")}
-        assert {"configuration_asd", "modeling_asd", "modeling_beats", "spectrogram"} <= code
+        assert {"configuration_asd", "modeling_asd", "spectrogram", "encoder_inputs"} <= code
+        assert {"modeling_beats", "modeling_eat", "modeling_fisher"} <= code
         assert {"pipeline_asd", "reference_bank", "detectors", "front_ends"} <= code
         assert "convert_original" not in code
 

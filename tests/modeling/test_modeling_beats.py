@@ -274,6 +274,16 @@ def test_patches_run_through_time_slowly_and_through_bands_fast() -> None:
     assert moved.nonzero().flatten().tolist() == [2 * 8 + 3]
 
 
+def test_all_hidden_states_are_patches_and_none_a_class_token() -> None:
+    model = tiny()
+    output = model(0.1 * noise(2, 8_000), output_hidden_states=True)
+    for hidden_states in (*output.hidden_states, output.last_hidden_state):
+        class_tokens, patches = model.split(hidden_states)
+        assert class_tokens.shape == (2, model.num_class_tokens, hidden_states.shape[2])
+        assert torch.equal(patches, hidden_states)
+    assert model.num_class_tokens == 0
+
+
 # --- Inputs -----------------------------------------------------------------------------------
 
 

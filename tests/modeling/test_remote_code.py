@@ -25,12 +25,15 @@ from modeling import (
     AsdConfig,
     AsdFeatureExtractor,
     AsdForProxyClassification,
+    AsdModel,
     BeatsConfig,
     ReferenceBank,
     encoder_fingerprint,
 )
+from tests.tiny import TINY_EAT, TINY_FISHER
 
 RATE, FAN = 16_000, "2026/fan/00"
+OTHER_ENCODERS = {"eat": TINY_EAT, "fisher": TINY_FISHER}
 
 # What a user runs who has transformers and soundfile, and never heard of nearfar.
 LOADER = '''
@@ -99,6 +102,10 @@ for folder, saved in job["folders"].items():
             pipeline(model=job["other"], device="cpu", **remote)(job["wav"])
         except ValueError as error:
             facts["refusal"] = str(error)
+        for name, folder in job["encoders"].items():
+            other = AutoModel.from_pretrained(folder, **remote)
+            facts["modules"].append(type(other.encoder).__module__)
+            tensors[f"{name}.embedding"] = embed(other)
         model.save_pretrained(job["resaved"]["parts"])
         extractor.save_pretrained(job["resaved"]["parts"])
         pipe.save_pretrained(job["resaved"]["pipeline"])
@@ -144,6 +151,23 @@ def make_model() -> AsdForProxyClassification:
     return model.eval()
 
 
+def make_other(described: dict) -> AsdModel:
+    """Return a model on another encoder that hears its class tokens, with drawn weights."""
+    config = AsdConfig(
+        encoder_config=described,
+        layers=[1, 2],
+        pooling="cls",
+        pooling_options={"keep_bands": True},
+        join_bands=True,
+    )
+    model = AsdModel(config).eval()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.2 * torch.randn(parameter.shape, generator=generator)
+    return model
+
+
 def make_clips() -> tuple[Tensor, Tensor]:
     """Return near and far, (3, 8000) each: three machines that sound nothing like each other."""
     generator = torch.Generator().manual_seed(1)
@@ -182,6 +206,9 @@ def saved(tmp_path_factory) -> SimpleNamespace:
     near, far = make_clips()
     batch = extractor(list(near), list(far), sampling_rate=RATE, return_tensors="pt")
     inputs = {key: batch[key] for key in ("near_values", "far_values", "attention_mask")}
+    others = {name: make_other(described) for name, described in OTHER_ENCODERS.items()}
+    for name, other in others.items():
+        other.save_pretrained(root / name)
     bank = make_bank(model, inputs)
     for part in (model, extractor, bank):
         part.save_pretrained(root / "run")
@@ -218,6 +245,7 @@ def saved(tmp_path_factory) -> SimpleNamespace:
         bank=bank,
         model=model,
         extractor=extractor,
+        others=others,
     )
 
 
@@ -231,6 +259,7 @@ def load_elsewhere(
         "waveforms": str(root / "waveforms.safetensors"),
         "wav": str(root / "clip.wav"),
         "other": str(root / "other"),
+        "encoders": {name: str(root / name) for name in OTHER_ENCODERS},
         "resaved": {name: str(root / f"resaved_{name}") for name in ("parts", "pipeline")},
         "num_threads": torch.get_num_threads(),
         "extras": extras,
@@ -307,6 +336,14 @@ def test_a_fresh_process_without_nearfar_loads_what_was_saved(saved, loaded) -> 
     check_same(loaded, saved)
 
 
+@pytest.mark.parametrize("name", OTHER_ENCODERS)
+def test_every_encoder_loads_there_as_it_was_saved(name, saved, loaded) -> None:
+    inputs = load_file(saved.root / "inputs.safetensors")
+    with torch.no_grad():
+        embedding = saved.others[name](**inputs).embedding
+    assert torch.equal(loaded.tensors[f"{name}.embedding"], embedding)
+
+
 def test_the_pipeline_of_a_bare_folder_gives_the_savers_verdict(saved, loaded) -> None:
     named, unnamed_machine = loaded.verdicts
     assert named == unnamed_machine
@@ -333,13 +370,17 @@ def test_a_bank_beside_another_encoder_is_refused(loaded) -> None:
 
 def test_a_folder_carries_the_code_it_needs_and_no_more(saved) -> None:
     assert {path.name for path in saved.run.glob("*.py")} == {
+        "attention.py",
         "configuration_asd.py",
         "detectors.py",
+        "encoder_inputs.py",
         "feature_extraction_asd.py",
         "front_ends.py",
         "heads.py",
         "modeling_asd.py",
         "modeling_beats.py",
+        "modeling_eat.py",
+        "modeling_fisher.py",
         "pipeline_asd.py",
         "pooling.py",
         "reference_bank.py",

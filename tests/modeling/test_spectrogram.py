@@ -8,12 +8,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers.audio_utils import mel_filter_bank, spectrogram, window_function
 
-from modeling.spectrogram import KaldiLogMel, kaldi_mel_filters
+from modeling.spectrogram import KaldiLogMel, LogStft, kaldi_mel_filters
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "beats"
 FLOOR = math.log(1.1920928955078125e-07)
 BEATS = {"window": "povey", "scale": 2.0**15}
-EAT = {"window": "hanning", "subtract_mean": True}
+EAT = {"window": "hanning"}
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +46,6 @@ def test_it_equals_the_numpy_implementation_of_transformers(
     time = torch.arange(3 * sampling_rate) / sampling_rate
     clip = noise(len(time)) * time + 0.2 * torch.sin(2 * math.pi * 440 * time) + 0.05
     samples = clip.double().numpy()
-    if options.get("subtract_mean"):
-        samples = samples - samples.mean()
     length = sampling_rate // 40
     exponent = 0.85 if options["window"] == "povey" else 1.0
     n_fft = 512 * sampling_rate // 16_000
@@ -98,7 +96,7 @@ def test_what_stands_behind_a_clip_does_not_change_its_frames(options: dict) -> 
     padded = torch.cat([clip, torch.full((1, 5_000), math.nan)], dim=1)
     alone = log_mel(clip)
     batch = torch.cat([padded, noise(1, 14_001, seed=1)])
-    together = log_mel(batch, torch.tensor([9_001, 14_001]))[:1, : alone.shape[1]]
+    together = log_mel(batch)[:1, : alone.shape[1]]
     torch.testing.assert_close(together, alone, rtol=0, atol=1e-4)
 
 
@@ -171,3 +169,110 @@ def test_a_waveform_shorter_than_a_frame_is_refused() -> None:
 def test_an_unknown_window_is_refused() -> None:
     with pytest.raises(ValueError, match="'hamming' is not one of"):
         KaldiLogMel(window="hamming")(noise(1, 400))
+
+
+# --- Log-magnitude ------------------------------------------------------------------------------
+
+FISHER_FIXTURES = FIXTURES.parent / "fisher"
+RATES = pytest.mark.parametrize("rate", [16_000, 44_100, 8_000, 1_000])
+
+
+@pytest.mark.parametrize("rate", [16_000, 1_000])
+def test_the_log_magnitude_equals_the_authors(rate: int) -> None:
+    io = load_file(FISHER_FIXTURES / "io.safetensors")
+    log_magnitude = LogStft()(io[f"wav_{rate}"][None], rate)[0]
+    computed = (log_magnitude + 3.017344307886898) / (2 * 2.1531635155379805)
+    expected = io[f"spec_{rate}"][:, : computed.shape[1]]  # the authors pad it to a sub-band
+    torch.testing.assert_close(computed, expected, rtol=0, atol=1e-3)
+    assert (computed - expected).square().mean().sqrt() < 1e-5
+
+
+@RATES
+def test_the_log_magnitude_equals_numpy_in_float64(rate: int) -> None:
+    clip = (noise(rate // 4) + 0.3).double().numpy()
+    clip -= clip.mean()
+    length, hop = 25 * rate // 1000, 10 * rate // 1000
+    window = np.hanning(length + 1)[:-1]
+    expected = [
+        np.log(np.abs(np.fft.rfft(clip[start : start + length] * window)) + 1e-10)
+        for start in range(0, len(clip) - length + 1, hop)
+    ]
+    computed = LogStft()(noise(1, rate // 4) + 0.3, rate)[0]
+    torch.testing.assert_close(
+        computed.double(), torch.from_numpy(np.array(expected)), rtol=0, atol=2e-3
+    )
+
+
+@pytest.mark.parametrize("rate", [8_000, 16_000, 48_000])
+def test_a_tone_is_in_the_same_bin_at_every_rate(rate: int) -> None:
+    tone = torch.sin(2 * math.pi * 1_200 * torch.arange(rate) / rate)
+    assert (LogStft()(tone[None], rate)[0].argmax(dim=1) == 1_200 // 40).all()
+    assert LogStft().num_bins(rate) == rate // 80 + 1
+
+
+def test_the_mean_is_each_clips_own() -> None:
+    log_stft, lengths = LogStft(), [9_001, 14_001]
+    clips = [noise(1, length, seed=row) + row for row, length in enumerate(lengths)]
+    batch = torch.full((2, 14_001), math.nan)
+    for row, clip in enumerate(clips):
+        batch[row, : lengths[row]] = clip[0]
+    together = log_stft(batch, 16_000, torch.tensor(lengths))
+    for row, clip in enumerate(clips):
+        alone = log_stft(clip, 16_000)[0]
+        torch.testing.assert_close(together[row, : len(alone)], alone, rtol=0, atol=1e-5)
+        # An offset moves float32 rounding only.
+        moved = log_stft(clip + 0.25, 16_000)[0]
+        torch.testing.assert_close(moved, alone, rtol=0, atol=1e-2)
+        assert (moved - alone).abs().mean() < 1e-4
+
+
+@pytest.mark.parametrize("offset", [0.0, 0.1, -1 / 3])
+def test_a_constant_sound_is_at_the_floor(offset: float) -> None:
+    batch = torch.full((1, 5_000), offset)
+    batch[:, 4_001:] = math.nan
+    for waveform, lengths in ((batch[:, :4_001], None), (batch, torch.tensor([4_001]))):
+        frames = LogStft()(waveform, 16_000, lengths)[:, :20]
+        assert (frames == torch.tensor(1e-10).log()).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_log_magnitude_stays_float32(dtype: torch.dtype) -> None:
+    clip = noise(1, 8_000)
+    expected = LogStft()(clip, 16_000)
+    module = LogStft().to(dtype)
+    with torch.autocast("cpu", dtype=dtype):
+        assert torch.equal(module(clip, 16_000), expected)
+    assert module(clip.to(dtype), 16_000).dtype == torch.float32
+    assert not module.state_dict()
+    assert not list(module.buffers())
+
+
+def test_a_gradient_reaches_the_waveform_even_from_silence() -> None:
+    clip = noise(1, 8_000)
+    clip[:, 2_000:6_000] = 0.0
+    clip -= clip.mean()
+    for waveform in (clip, torch.zeros(1, 8_000)):
+        waveform.requires_grad_()
+        LogStft()(waveform, 16_000).sum().backward()
+        assert torch.isfinite(waveform.grad).all()
+    assert clip.grad.abs().sum() > 0
+
+
+@RATES
+def test_frames_of_any_rate_are_counted_whole(rate: int) -> None:
+    log_stft = LogStft()
+    for frames in (1, 2, 16):
+        num_samples = log_stft.num_samples(frames, rate)
+        assert log_stft.num_frames(num_samples, rate) == frames
+        assert log_stft.num_frames(num_samples - 1, rate) == frames - 1
+        shape = log_stft(noise(1, num_samples), rate).shape
+        assert shape == (1, frames, log_stft.num_bins(rate))
+    with pytest.raises(ValueError, match=f"one frame at {rate} Hz takes {25 * rate // 1000}"):
+        log_stft(noise(1, 25 * rate // 1000 - 1), rate)
+
+
+@pytest.mark.parametrize("rate", [99, 0, -1, 16e3, "16000", True, None])
+def test_what_is_no_sampling_rate_is_refused(rate) -> None:
+    with pytest.raises(ValueError, match=r"is not a whole number of hertz from 100 on"):
+        LogStft()(noise(1, 400), rate)
+    assert LogStft().num_bins(np.int64(16_000)) == 201

@@ -1,0 +1,170 @@
+"""The authors' FISHER checkpoints, turned into ours."""
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from transformers import PreTrainedModel
+
+from .configuration_asd import FisherConfig
+from .modeling_fisher import FisherModel
+from .original_checkpoint import check_tensors, describe, filled, listed, renamed
+
+logger = logging.getLogger(__name__)
+
+# Field of cfg["model"] -> field of FisherConfig; "image." stands for ["modalities"]["image"].
+FISHER_FIELDS = {
+    "embed_dim": "hidden_size",
+    "depth": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+    "norm_eps": "layer_norm_eps",
+    "band_width": "band_width",
+    "image.patch_size": "patch_size",
+    "image.max_length": "max_length",
+    "image.max_freq": "max_freq",
+    "image.flatten": "flatten",
+}
+# The same, for what acts in training only: a cfg without the field means 0.
+FISHER_TRAINING_FIELDS = {
+    "encoder_dropout": "hidden_dropout",
+    "attention_dropout": "attention_dropout",
+    "activation_dropout": "activation_dropout",
+    "dropout_input": "input_dropout",
+    "layerdrop": "layerdrop",
+}
+# The one value that the architecture here has, where cfg names the field. The state dict would
+# show most of the others, by tensors that are unknown or missing.
+FISHER_REQUIRED_VALUES = {
+    "layer_norm_first": False,
+    "norm_affine": True,
+    "image.type": "IMAGE",
+    "image.prenet_depth": 0,
+    "image.num_extra_tokens": 1,
+    "image.in_chans": 1,
+    "image.fixed_positions": True,
+}
+# Without a counterpart here. target_length is what the authors trained with; their recipe for use
+# cuts there, but pads nothing. Their attention does not read the alibi switch.
+FISHER_UNUSED_FIELDS = (
+    "clone_batch",
+    "end_of_block_targets",
+    "max_band_per_sample",
+    "modalities",
+    "image.init_extra_token_zero",
+    "image.target_length",
+    "image.use_alibi_encoder",
+)
+
+# Our name -> theirs, without ".weight" and ".bias".
+FISHER_NAMES = {
+    "embedding.class_token": "modality_encoders.IMAGE.extra_tokens",
+    "embedding.positions": "modality_encoders.IMAGE.fixed_positional_encoder.positions",
+    "embedding.convolution": "modality_encoders.IMAGE.local_encoder.proj",
+    "embedding.norm": "modality_encoders.IMAGE.context_encoder.norm",
+}
+FISHER_LAYER_NAMES = {
+    "attention.qkv": "attn.qkv",
+    "attention.out_proj": "attn.proj",
+    "attention_norm": "norm1",
+    "fc1": "mlp.fc1",
+    "fc2": "mlp.fc2",
+    "output_norm": "norm2",
+}
+
+
+def is_fisher(checkpoint: Mapping[str, Any]) -> bool:
+    """Return whether a checkpoint is of a FISHER.
+
+    EAT's tensors have the same names; FISHER's cfg says how wide a sub-band is.
+    """
+    cfg = checkpoint["cfg"].get("model")
+    named = FISHER_NAMES["embedding.class_token"] in checkpoint["model"]
+    return named and isinstance(cfg, Mapping) and "band_width" in cfg
+
+
+def convert_fisher(checkpoint: Mapping[str, Any], head: bool) -> PreTrainedModel:  # noqa: FBT001 as Converter.convert
+    """Convert a FISHER checkpoint, {"cfg": {"model": {...}}, "model": state dict}.
+
+    Every tensor is either used or refused. FISHER has no head, so asking for one raises ValueError.
+    """
+    if head:
+        raise ValueError(
+            "head=True, but FISHER has no head: it was only ever pre-trained. Leave head out."
+        )
+    state = dict(checkpoint["model"])
+    check_tensors(state)
+    config = fisher_config(checkpoint["cfg"])
+    names = dict(FISHER_NAMES)
+    for layer in range(config.num_hidden_layers):
+        for ours, theirs in FISHER_LAYER_NAMES.items():
+            names[f"layers.{layer}.{ours}"] = f"blocks.{layer}.{theirs}"
+    model = FisherModel(config)
+    return filled(model, renamed(state, names, model))
+
+
+def fisher_config(cfg: Mapping[str, Any]) -> FisherConfig:
+    """Translate the authors' cfg. It is never filled up with defaults: theirs have changed."""
+    given = _flat(cfg)
+    if missing := sorted({*FISHER_FIELDS, "mlp_ratio", "layer_norm_first"} - given.keys()):
+        raise ValueError(
+            f"cfg lacks {listed(missing)} ('image.' stands for modalities.image); it has "
+            f"{listed(sorted(given))}."
+        )
+    for field, value in FISHER_REQUIRED_VALUES.items():
+        if given.get(field, value) != value:
+            raise ValueError(
+                f"cfg says {field}={given[field]!r}; only {field}={value!r}, as in every released "
+                "FISHER, is supported."
+            )
+    for field in ("band_width", "embed_dim"):
+        repeated = given.get(f"image.{field}", given[field])
+        if repeated != given[field]:
+            raise ValueError(
+                f"cfg says {field}={given[field]!r}, but {repeated!r} in modalities.image. Take "
+                "the original file."
+            )
+    if given.get("post_mlp_drop", 0.0) != given.get("encoder_dropout", 0.0):
+        logger.warning(
+            "post_mlp_drop=%s is not kept: hidden_dropout=%s acts there, too.",
+            given["post_mlp_drop"],
+            given.get("encoder_dropout", 0.0),
+        )
+    known = {*FISHER_FIELDS, *FISHER_TRAINING_FIELDS, *FISHER_REQUIRED_VALUES}
+    known |= {*FISHER_UNUSED_FIELDS, "mlp_ratio", "post_mlp_drop"}
+    known |= {"image.band_width", "image.embed_dim"}
+    if unknown := sorted(given.keys() - known):
+        # The authors' own class ignores them, too.
+        logger.warning("cfg has fields that no FISHER encoder reads: %s.", listed(unknown))
+    fields: dict[str, Any] = {ours: given[theirs] for theirs, ours in FISHER_FIELDS.items()}
+    try:
+        for theirs, ours in FISHER_TRAINING_FIELDS.items():
+            fields[ours] = float(given.get(theirs, 0.0))
+        fields["layer_norm_eps"] = float(given["norm_eps"])
+        fields["intermediate_size"] = int(given["embed_dim"] * given["mlp_ratio"])
+        if fields["num_hidden_layers"] < 1:
+            raise ValueError("depth is at least 1.")
+        config = FisherConfig(**fields)
+        with torch.device("meta"):
+            FisherModel(config)  # what no layer can be made of
+    except (RuntimeError, StrictDataclassError, TypeError, ValueError, ZeroDivisionError) as error:
+        raise ValueError(f"cfg does not describe a FISHER encoder. {error}") from error
+    return config
+
+
+def _flat(cfg: Mapping[str, Any]) -> dict[str, Any]:
+    """Return cfg["model"] with the fields of its one modality as "image.<field>"."""
+    model = cfg.get("model")
+    modalities = model.get("modalities") if isinstance(model, Mapping) else None
+    image = modalities.get("image") if isinstance(modalities, Mapping) else None
+    if not isinstance(model, Mapping) or not isinstance(image, Mapping):
+        raise ValueError(
+            f"cfg is {describe(cfg)}; FISHER's has the fields of the encoder under 'model', and "
+            "those of its patches under 'modalities', 'image' in there. Take the original file."
+        )
+    flat = {str(field): value for field, value in model.items()}
+    return flat | {f"image.{field}": value for field, value in image.items()}
+
+
+__all__ = ["convert_fisher", "fisher_config", "is_fisher"]
