@@ -9,6 +9,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedModel
 
 from .configuration_asd import FisherConfig
+from .convert_eat import EAT_LAYER_NAMES, EAT_TRAINING_FIELDS
 from .modeling_fisher import FisherModel
 from .original_checkpoint import check_tensors, describe, filled, listed, renamed
 
@@ -25,14 +26,6 @@ FISHER_FIELDS = {
     "image.max_length": "max_length",
     "image.max_freq": "max_freq",
     "image.flatten": "flatten",
-}
-# The same, for what acts in training only: a cfg without the field means 0.
-FISHER_TRAINING_FIELDS = {
-    "encoder_dropout": "hidden_dropout",
-    "attention_dropout": "attention_dropout",
-    "activation_dropout": "activation_dropout",
-    "dropout_input": "input_dropout",
-    "layerdrop": "layerdrop",
 }
 # The one value that the architecture here has, where cfg names the field. The state dict would
 # show most of the others, by tensors that are unknown or missing.
@@ -64,14 +57,6 @@ FISHER_NAMES = {
     "embedding.convolution": "modality_encoders.IMAGE.local_encoder.proj",
     "embedding.norm": "modality_encoders.IMAGE.context_encoder.norm",
 }
-FISHER_LAYER_NAMES = {
-    "attention.qkv": "attn.qkv",
-    "attention.out_proj": "attn.proj",
-    "attention_norm": "norm1",
-    "fc1": "mlp.fc1",
-    "fc2": "mlp.fc2",
-    "output_norm": "norm2",
-}
 
 
 def is_fisher(checkpoint: Mapping[str, Any]) -> bool:
@@ -98,7 +83,7 @@ def convert_fisher(checkpoint: Mapping[str, Any], head: bool) -> PreTrainedModel
     config = fisher_config(checkpoint["cfg"])
     names = dict(FISHER_NAMES)
     for layer in range(config.num_hidden_layers):
-        for ours, theirs in FISHER_LAYER_NAMES.items():
+        for ours, theirs in EAT_LAYER_NAMES.items():
             names[f"layers.{layer}.{ours}"] = f"blocks.{layer}.{theirs}"
     model = FisherModel(config)
     return filled(model, renamed(state, names, model))
@@ -131,7 +116,7 @@ def fisher_config(cfg: Mapping[str, Any]) -> FisherConfig:
             given["post_mlp_drop"],
             given.get("encoder_dropout", 0.0),
         )
-    known = {*FISHER_FIELDS, *FISHER_TRAINING_FIELDS, *FISHER_REQUIRED_VALUES}
+    known = {*FISHER_FIELDS, *EAT_TRAINING_FIELDS, *FISHER_REQUIRED_VALUES}
     known |= {*FISHER_UNUSED_FIELDS, "mlp_ratio", "post_mlp_drop"}
     known |= {"image.band_width", "image.embed_dim"}
     if unknown := sorted(given.keys() - known):
@@ -139,7 +124,7 @@ def fisher_config(cfg: Mapping[str, Any]) -> FisherConfig:
         logger.warning("cfg has fields that no FISHER encoder reads: %s.", listed(unknown))
     fields: dict[str, Any] = {ours: given[theirs] for theirs, ours in FISHER_FIELDS.items()}
     try:
-        for theirs, ours in FISHER_TRAINING_FIELDS.items():
+        for theirs, ours in EAT_TRAINING_FIELDS.items():
             fields[ours] = float(given.get(theirs, 0.0))
         fields["layer_norm_eps"] = float(given["norm_eps"])
         fields["intermediate_size"] = int(given["embed_dim"] * given["mlp_ratio"])
