@@ -138,11 +138,7 @@ class EatConfig(PreTrainedConfig):
 
     def validate_hidden_size(self) -> None:
         """Refuse a hidden size that heads, or sines and cosines of two axes, cannot share."""
-        if self.hidden_size % self.num_attention_heads or self.hidden_size % 4:
-            raise ValueError(
-                f"hidden_size={self.hidden_size} is not a multiple of "
-                f"num_attention_heads={self.num_attention_heads} and of 4."
-            )
+        check_hidden_size(self.hidden_size, self.num_attention_heads)
 
     def validate_target_length(self) -> None:
         """Refuse a length that is not of whole patches, or longer than the position table."""
@@ -212,11 +208,7 @@ class FisherConfig(PreTrainedConfig):
 
     def validate_hidden_size(self) -> None:
         """Refuse a hidden size that heads, or sines and cosines of two axes, cannot share."""
-        if self.hidden_size % self.num_attention_heads or self.hidden_size % 4:
-            raise ValueError(
-                f"hidden_size={self.hidden_size} is not a multiple of "
-                f"num_attention_heads={self.num_attention_heads} and of 4."
-            )
+        check_hidden_size(self.hidden_size, self.num_attention_heads)
 
     def validate_band_width(self) -> None:
         """Refuse sub-bands without a patch."""
@@ -396,6 +388,15 @@ class AsdConfig(PreTrainedConfig):
                 f"margin is an angle in radians in [0, pi/2), got {margin}. "
                 f"If you meant degrees, use {math.radians(margin):.3f}."
             )
+
+
+def check_hidden_size(hidden_size: int, num_attention_heads: int) -> None:
+    """Raise ValueError where heads, or sines and cosines of two axes, cannot share a size."""
+    if hidden_size % num_attention_heads or hidden_size % 4:
+        raise ValueError(
+            f"hidden_size={hidden_size} is not a multiple of "
+            f"num_attention_heads={num_attention_heads} and of 4."
+        )
 
 
 def check_options(

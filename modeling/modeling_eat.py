@@ -185,12 +185,7 @@ class EatPreTrainedModel(PreTrainedModel):
         """Draw weights as the authors do; the position table is computed, never drawn."""
         super()._init_weights(module)
         if isinstance(module, EatEmbedding):
-            # Xavier for the map from a patch's pixels.
-            weight = module.convolution.weight
-            init.normal_(weight, std=(2 / (weight[0].numel() + weight.shape[0])) ** 0.5)
-            init.normal_(module.class_token, std=self.config.initializer_range)
-            table = sine_positions(*module.grid, self.config.hidden_size)
-            init.copy_(module.positions, torch.from_numpy(table)[None])
+            init_embedding(module, std=self.config.initializer_range)
 
 
 class EatModel(EatPreTrainedModel):
@@ -450,6 +445,17 @@ class EatForAudioClassification(EatPreTrainedModel):
         )
 
 
+def init_embedding(embedding: Any, *, std: float) -> None:  # noqa: ANN401  EAT's or FISHER's
+    """Draw a token embedding's weights and compute its position table, of `embedding.grid`."""
+    # Xavier for the map from a patch's pixels.
+    weight = embedding.convolution.weight
+    init.normal_(weight, std=(2 / (weight[0].numel() + weight.shape[0])) ** 0.5)
+    init.normal_(embedding.class_token, std=std)
+    time, band = embedding.grid
+    table = sine_positions(time, band, weight.shape[0])
+    init.copy_(embedding.positions, torch.from_numpy(table)[None])
+
+
 def sine_positions(time: int, band: int, size: int) -> NDArray[np.float32]:
     """Return sines and cosines of two axes, (time * band, size), the band running fastest.
 
@@ -475,5 +481,6 @@ __all__ = [
     "EatLayer",
     "EatModel",
     "EatPreTrainedModel",
+    "init_embedding",
     "sine_positions",
 ]

@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils.generic import TransformersKwargs, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
@@ -19,7 +18,7 @@ from .encoder_inputs import (
     check_one_input,
     check_waveform,
 )
-from .modeling_eat import EatAttention, EatLayer, sine_positions
+from .modeling_eat import EatAttention, EatLayer, init_embedding
 from .spectrogram import LogStft
 
 
@@ -35,6 +34,7 @@ class FisherEmbedding(nn.Module):
     def __init__(self, config: FisherConfig) -> None:
         super().__init__()
         self.config = config
+        self.grid = config.max_length, config.max_freq  # (time, band) of the table
         self.convolution = nn.Conv2d(
             1, config.hidden_size, kernel_size=config.patch_size, stride=config.patch_size
         )
@@ -126,13 +126,7 @@ class FisherPreTrainedModel(PreTrainedModel):
         """Draw weights as for EAT; the position table is computed, never drawn."""
         super()._init_weights(module)
         if isinstance(module, FisherEmbedding):
-            # Xavier for the map from a patch's pixels.
-            weight = module.convolution.weight
-            init.normal_(weight, std=(2 / (weight[0].numel() + weight.shape[0])) ** 0.5)
-            init.normal_(module.class_token, std=self.config.initializer_range)
-            config = self.config
-            table = sine_positions(config.max_length, config.max_freq, config.hidden_size)
-            init.copy_(module.positions, torch.from_numpy(table)[None])
+            init_embedding(module, std=self.config.initializer_range)
 
 
 class FisherModel(FisherPreTrainedModel):
