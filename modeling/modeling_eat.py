@@ -1,7 +1,7 @@
 """EAT (Chen et al., 2024), a Transformer over 16 x 16 patches of a log-mel spectrogram."""
 
 from collections.abc import Callable
-from typing import Any, Protocol, Unpack
+from typing import Any, Unpack
 
 import numpy as np
 import torch
@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput, SequenceClassifierOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils.generic import (
@@ -29,21 +28,8 @@ from .encoder_inputs import (
     check_spectrogram,
     check_waveform,
 )
+from .encoder_layer import EncoderLayer, LayerConfig
 from .spectrogram import KaldiLogMel
-
-
-class LayerConfig(Protocol):
-    """What a layer reads of an encoder's configuration."""
-
-    hidden_size: int
-    num_attention_heads: int
-    intermediate_size: int
-    layer_norm_eps: float
-    hidden_dropout: float
-    attention_dropout: float
-    activation_dropout: float
-    layerdrop: float
-    _attn_implementation: Any  # a property of transformers, without a type
 
 
 class EatEmbedding(nn.Module):
@@ -129,7 +115,7 @@ class EatAttention(nn.Module):
         return self.out_proj(context.flatten(2)), weights
 
 
-class EatLayer(GradientCheckpointingLayer):
+class EatLayer(EncoderLayer):
     """Post-norm Transformer layer.
 
     Args:
@@ -137,33 +123,7 @@ class EatLayer(GradientCheckpointingLayer):
     """
 
     def __init__(self, config: LayerConfig) -> None:
-        super().__init__()
-        self.layerdrop = config.layerdrop
-        self.attention = EatAttention(config)
-        self.attention_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
-        self.output_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout)
-        self.activation_dropout = nn.Dropout(config.activation_dropout)
-
-    def forward(
-        self,
-        hidden_states: Tensor,
-        token_mask: Tensor | None = None,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> Tensor:
-        """Return (batch, tokens, hidden); the arguments are those of `EatAttention.forward`."""
-        skipped = hidden_states
-        attended, _ = self.attention(hidden_states, token_mask, **kwargs)
-        hidden_states = self.attention_norm(hidden_states + self.dropout(attended))
-        inner = self.activation_dropout(F.gelu(self.fc1(hidden_states)))
-        hidden_states = self.output_norm(hidden_states + self.dropout(self.fc2(inner)))
-        if self.training and self.layerdrop > 0:
-            # Computed and then dropped: distributed training needs a gradient for each parameter.
-            keep = torch.rand((), device=hidden_states.device) >= self.layerdrop
-            hidden_states = torch.where(keep, hidden_states, skipped)
-        return hidden_states
+        super().__init__(config, EatAttention(config))
 
 
 class EatPreTrainedModel(PreTrainedModel):

@@ -84,25 +84,23 @@ class FisherEmbedding(nn.Module):
 
 
 class FisherLayer(EatLayer):
-    """An EAT layer that every sub-band goes through on its own."""
+    """An EAT layer that every sub-band goes through on its own.
 
-    def forward(
+    Hidden states are (batch, bands, tokens, hidden); the token mask is one for all sub-bands.
+    """
+
+    def transform(
         self,
         hidden_states: Tensor,
-        token_mask: Tensor | None = None,
+        token_mask: Tensor | None,
+        *shared: Tensor,
         **kwargs: Unpack[TransformersKwargs],
     ) -> Tensor:
-        """Return (batch, bands, tokens, hidden).
-
-        Args:
-            hidden_states: (batch, bands, tokens, hidden).
-            token_mask: (batch, tokens) bool, False where nothing may be looked at.
-            **kwargs: To the attention function.
-        """
+        """Return the next hidden states; the arguments are those of `forward`."""
         bands = hidden_states.shape[1]
         if token_mask is not None:
             token_mask = token_mask.repeat_interleave(bands, dim=0)
-        tokens = super().forward(hidden_states.flatten(0, 1), token_mask, **kwargs)
+        tokens = super().transform(hidden_states.flatten(0, 1), token_mask, *shared, **kwargs)
         separate: Tensor = tokens.unflatten(0, (-1, bands))
         return separate
 

@@ -123,7 +123,7 @@ def test_a_padded_batch_equals_the_authors_given_their_token_mask(
         hidden_states = encoder.embed_patches(encoder.spectrogram(io["wav_padded"]), patch_mask)
         position_bias = encoder.position_bias(hidden_states.shape[1])
         for layer in encoder.layers:
-            hidden_states = layer(hidden_states, position_bias, patch_mask)
+            hidden_states = layer(hidden_states, patch_mask, position_bias)
         logits = model.predictor(hidden_states)
     # features_padded is the bare encoder's, and the two checkpoints differ in the predictor only.
     close = {"rtol": 0, "atol": 1e-3}
@@ -306,7 +306,7 @@ def test_stepping_through_the_layers_by_hand_gives_the_same(authors) -> None:
         stepped = [model.embed_patches(model.spectrogram(waveform), patch_mask)]
         for layer in model.layers:
             bias = model.position_bias(stepped[0].shape[1])
-            stepped.append(layer(stepped[-1], bias, patch_mask))
+            stepped.append(layer(stepped[-1], patch_mask, bias))
     for ours, expected in zip(stepped, output.hidden_states, strict=True):
         assert torch.equal(ours, expected)
     assert torch.equal(stepped[-1], output.last_hidden_state)
