@@ -1,47 +1,46 @@
 """Speed of the encoders: `python -m benchmarks.encoders --output_dir runs/encoders`.
 
-For each encoder, with random weights of full size, and each batch size: seconds per clip, ours and
-as the authors' code computes (`plain_encoders.py`), measured in turn on the same clips; the largest
-difference of their outputs; and the share of this machine's float32 matrix-product ceiling, which
-is measured in the same run. An encoder and batch size that is done is not done again.
+With random weights of full size, in three parts:
+
+- speed: for each encoder and batch size, seconds per clip, ours and as the authors' code computes
+  (`plain_encoders.py`), measured in turn on the same clips; the largest difference of their
+  outputs; and the share of this machine's float32 matrix-product ceiling, measured in the same run;
+- precision: float32, compiled, bfloat16 and int8 (`precisions.py`);
+- training: time and peak memory of a step, trained in full, in part and by LoRA
+  (`training_step.py`, a process each).
+
+What is measured is not measured again.
 """
 
 import logging
 import os
 import platform
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
-from benchmarks.plain_encoders import plain_beats, plain_eat, plain_fisher
-from modeling import BeatsConfig, BeatsModel, EatConfig, EatModel, FisherConfig, FisherModel
+from benchmarks.encoder_sizes import ENCODERS
+from benchmarks.precisions import format_precisions, measure_precisions
 from nearfar.arguments import parse_arguments, script
 from nearfar.files import read_json, write_json
 
 logger = logging.getLogger(__name__)
 
-
-class Encoder(NamedTuple):
-    """How an encoder is made, and what it is timed against."""
-
-    build: Callable[[], PreTrainedModel]
-    plain: Callable[[Any, Tensor], Tensor]
-
-
-FISHER_TINY = {"hidden_size": 192, "intermediate_size": 768, "num_attention_heads": 3}
-ENCODERS = {
-    "beats_base": Encoder(lambda: BeatsModel(BeatsConfig()), plain_beats),
-    "eat_base": Encoder(lambda: EatModel(EatConfig()), plain_eat),
-    "fisher_small": Encoder(lambda: FisherModel(FisherConfig()), plain_fisher),
-    "fisher_tiny": Encoder(lambda: FisherModel(FisherConfig(**FISHER_TINY)), plain_fisher),
+PARTS = ("speed", "precision", "training")
+TRAINED = {  # options of benchmarks.training_step
+    "all": [],
+    "last 2 layers": ["--trainable_layers", "2"],
+    "LoRA, rank 64": ["--lora_rank", "64"],
 }
 
 
@@ -49,31 +48,52 @@ ENCODERS = {
 class EncodersArguments:
     """Arguments of benchmarks.encoders."""
 
-    output_dir: Path = field(metadata={"help": "Holds one result per encoder and batch size."})
+    output_dir: Path = field(metadata={"help": "Holds one file per measurement."})
+    parts: list[str] = field(default_factory=lambda: list(PARTS))
     encoders: list[str] = field(
         default_factory=lambda: list(ENCODERS), metadata={"help": f"Of {', '.join(ENCODERS)}."}
     )
     batch_sizes: list[int] = field(default_factory=lambda: [1, 8, 32])
+    training_batch_size: int = 4
     seconds: float = field(default=10.0, metadata={"help": "Length of a clip."})
     repetitions: int = field(default=3, metadata={"help": "Timed runs of each; medians count."})
 
 
 def main() -> None:
-    """Measure what is not there yet, then print the table."""
+    """Measure what is not there yet, then print the tables."""
     logging.basicConfig(format="%(message)s", level=logging.INFO)
     args = parse_arguments(EncodersArguments)
-    if unknown := sorted(set(args.encoders) - ENCODERS.keys()):
-        raise ValueError(f"--encoders {unknown} are unknown; there are {sorted(ENCODERS)}.")
+    for name, chosen, known in (
+        ("parts", args.parts, PARTS),
+        ("encoders", args.encoders, ENCODERS),
+    ):
+        if unknown := sorted(set(chosen) - set(known)):
+            raise ValueError(f"--{name} {unknown} are unknown; there are {sorted(known)}.")
     args.output_dir.mkdir(parents=True, exist_ok=True)
+    print(
+        f"torch {torch.__version__}, {platform.machine()}, {os.cpu_count()} cores, "
+        f"{torch.get_num_threads()} threads, clips of {args.seconds:g} s, random weights"
+    )
+    if "speed" in args.parts:
+        print("\nfloat32, ours and computed as the authors do")
+        print(format_rows(speed_rows(args)))
+    if "precision" in args.parts:
+        print("\nother precisions, batches of 8")
+        print(format_precisions(precision_rows(args)))
+    if "training" in args.parts:
+        print(f"\na training step of {args.training_batch_size} clips, float32")
+        print(format_training(training_rows(args)))
+
+
+def speed_rows(args: EncodersArguments) -> list[dict[str, Any]]:
+    """Return a row per encoder and batch size."""
     rows = []
     for name in args.encoders:
-        model = None
         for batch_size in args.batch_sizes:
             path = args.output_dir / f"{name}_{batch_size}_{args.seconds:g}s.json"
             if not path.is_file():
-                torch.manual_seed(0)
-                model = model or ENCODERS[name].build().eval()
                 logger.info("%s, batches of %d", name, batch_size)
+                model = new_encoder(name)
                 result = measure(
                     model,
                     ENCODERS[name].plain,
@@ -83,11 +103,63 @@ def main() -> None:
                 )
                 write_json(path, {"encoder": name, "batch_size": batch_size} | result)
             rows.append(read_json(path))
-    print(
-        f"torch {torch.__version__}, {platform.machine()}, {os.cpu_count()} cores, "
-        f"{torch.get_num_threads()} threads, float32, clips of {args.seconds:g} s"
-    )
-    print(format_rows(rows))
+    return rows
+
+
+def precision_rows(args: EncodersArguments) -> list[dict[str, Any]]:
+    """Return a row per encoder and precision."""
+    rows = []
+    for name in args.encoders:
+        path = args.output_dir / f"{name}_precision_{args.seconds:g}s.json"
+        if not path.is_file():
+            logger.info("%s, other precisions", name)
+            encoder = new_encoder(name)
+            num_samples = round(args.seconds * encoder.config.sampling_rate)
+            waveforms = noise(8, num_samples)
+
+            @torch.inference_mode()
+            def seconds_per_clip(prepared: nn.Module, waveforms: Tensor = waveforms) -> float:
+                prepared(waveforms)
+                return min(seconds(lambda: prepared(waveforms)) for _ in range(2)) / 8
+
+            measured = measure_precisions(encoder, seconds_per_clip=seconds_per_clip)
+            write_json(path, {"rows": [{"encoder": name} | row for row in measured]})
+        rows += read_json(path)["rows"]
+    return rows
+
+
+def training_rows(args: EncodersArguments) -> list[dict[str, Any]]:
+    """Return a row per encoder, what of it is trained, and activation checkpointing or not."""
+    rows = []
+    for name in args.encoders:
+        for trained, options in TRAINED.items():
+            for checkpointing in (False, True):
+                words = "_".join([name, *trained.replace(",", "").split(), f"{checkpointing}"])
+                path = args.output_dir / f"{words}_{args.seconds:g}s.json"
+                if not path.is_file():
+                    logger.info("%s, training %s, checkpointing %s", name, trained, checkpointing)
+                    command = [sys.executable, "-m", "benchmarks.training_step", "--encoder", name]
+                    command += ["--batch_size", str(args.training_batch_size), *options]
+                    command += ["--seconds", str(args.seconds), "--json", str(path)]
+                    command += ["--activation_checkpointing"] if checkpointing else []
+                    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+                rows.append(
+                    {"encoder": name, "trained": trained, "checkpointing": checkpointing}
+                    | read_json(path)
+                )
+    return rows
+
+
+def new_encoder(name: str) -> PreTrainedModel:
+    """Return an encoder with random weights, always the same."""
+    torch.manual_seed(0)
+    return ENCODERS[name].build()
+
+
+def noise(batch_size: int, num_samples: int) -> Tensor:
+    """Return clips (batch_size, num_samples), always the same."""
+    generator = torch.Generator().manual_seed(0)
+    return 0.1 * torch.randn(batch_size, num_samples, generator=generator)
 
 
 @torch.inference_mode()
@@ -105,8 +177,7 @@ def measure(
         `seconds` and `plain_seconds` per clip (medians), `difference` (largest, absolute), `gflop`
         per clip and `ceiling`, the GFLOP/s of a matrix product (the best of all repetitions).
     """
-    generator = torch.Generator().manual_seed(0)
-    waveforms = 0.1 * torch.randn(batch_size, num_samples, generator=generator)
+    waveforms = noise(batch_size, num_samples)
 
     def ours() -> Tensor:
         hidden: Tensor = model(waveforms).last_hidden_state
@@ -166,6 +237,21 @@ def format_rows(rows: Sequence[Mapping[str, Any]]) -> str:
             f"{row['gflop']:>8.1f}{rate:>9.0f}{row['ceiling']:>9.0f}"
             f"{rate / row['ceiling']:>7.0%}{row['difference']:>12.1e}"
         )
+    return "\n".join(lines)
+
+
+def format_training(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return the table of training steps; of two steps the faster counts."""
+    lines = [
+        f"{'encoder':<14}{'trained':<16}{'parameters':>11}{'checkpointing':>15}{'s/step':>8}"
+        f"{'peak GiB':>10}"
+    ]
+    lines += [
+        f"{row['encoder']:<14}{row['trained']:<16}{row['trainable'] / 1e6:>9.2f} M"
+        f"{'yes' if row['checkpointing'] else 'no':>15}{row['seconds']:>8.2f}"
+        f"{row['peak_gib']:>10.2f}"
+        for row in rows
+    ]
     return "\n".join(lines)
 
 

@@ -17,7 +17,7 @@ from modeling.detectors import KnnDetector
 from modeling.front_ends import FRONT_ENDS
 from modeling.spectrogram import KaldiLogMel
 from nearfar.arguments import parse_arguments, script
-from nearfar.embeddings import extract_embeddings
+from nearfar.embeddings import EmbeddingTable, extract_embeddings
 from nearfar.evaluation import (
     METRICS_FILE,
     ScoreTable,
@@ -78,13 +78,25 @@ def main() -> None:
     extractor, model = AsdFeatureExtractor(), LogMelMean(args.front_end)
     references = extract_embeddings(model, decoded(clips["train"]), extractor, batch_size=32)
     tests = extract_embeddings(model, decoded(clips["test"]), extractor, batch_size=32)
+    table = nearest_neighbour_scores(references, tests, metric="euclidean")
+    metrics = evaluate_scores(table) | {"seed": None, "recipe": "log_mel"}
+    nothing = dict.fromkeys(table.machine_names)
+    with whole_folder(args.output_dir, last=METRICS_FILE) as partial:
+        write_score_folder(partial, table, metrics, calibration_scores={}, thresholds=nothing)
+    print(format_metrics(metrics))
+
+
+def nearest_neighbour_scores(
+    references: EmbeddingTable, tests: EmbeddingTable, *, metric: Literal["cosine", "euclidean"]
+) -> ScoreTable:
+    """Score test clips by the distance to the nearest reference of their machine."""
     scores = np.empty(len(tests))
     for machine in tests.machine_names:
-        detector = KnnDetector(metric="euclidean", per_domain=False)
-        detector.fit(to_tensor(references.select(machine).embedding))
+        detector = KnnDetector(metric=metric, per_domain=False)
+        detector.fit(Tensor(references.select(machine).embedding))
         rows = tests.machines == machine
-        scores[rows] = detector.anomaly_score(to_tensor(tests.embedding[rows])).numpy()
-    table = ScoreTable(
+        scores[rows] = detector.anomaly_score(Tensor(tests.embedding[rows])).numpy()
+    return ScoreTable(
         machines=tests.machines,
         file_names=tests.file_names,
         domains=tests.domains,
@@ -93,16 +105,6 @@ def main() -> None:
         p_values=np.full(len(tests), np.nan),
         decisions=np.full(len(tests), None, dtype=object),
     )
-    metrics = evaluate_scores(table) | {"seed": None, "recipe": "log_mel"}
-    nothing = dict.fromkeys(table.machine_names)
-    with whole_folder(args.output_dir, last=METRICS_FILE) as partial:
-        write_score_folder(partial, table, metrics, calibration_scores={}, thresholds=nothing)
-    print(format_metrics(metrics))
-
-
-def to_tensor(embedding: np.ndarray) -> Tensor:
-    """Return a table's embedding as a tensor."""
-    return Tensor(embedding)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,33 @@
+"""The encoders that are measured, at their published sizes."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from benchmarks.plain_encoders import plain_beats, plain_eat, plain_fisher
+from modeling import ENCODERS as CLASSES
+from modeling import BeatsConfig, EatConfig, FisherConfig
+
+
+class Encoder(NamedTuple):
+    """How an encoder is made, and what it is timed against."""
+
+    config: Callable[[], Any]
+    plain: Callable[[Any, Tensor], Tensor]
+
+    def build(self) -> PreTrainedModel:
+        """Return the encoder with random weights, for evaluation."""
+        config = self.config()
+        model: PreTrainedModel = CLASSES[config.model_type](config)
+        return model.eval()
+
+
+FISHER_TINY = {"hidden_size": 192, "intermediate_size": 768, "num_attention_heads": 3}
+ENCODERS = {
+    "beats_base": Encoder(BeatsConfig, plain_beats),
+    "eat_base": Encoder(EatConfig, plain_eat),
+    "fisher_small": Encoder(FisherConfig, plain_fisher),
+    "fisher_tiny": Encoder(lambda: FisherConfig(**FISHER_TINY), plain_fisher),
+}
