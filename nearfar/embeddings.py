@@ -187,7 +187,8 @@ def extract_embeddings(
     else:
         dataset, num_workers = _StreamedClips(clips, rank, world), 0
     loader = DataLoader(dataset, batch_size=batch_size, collate_fn=collate, num_workers=num_workers)
-    embedded: list[tuple[int, dict[str, Any], NDArray[np.float32]]] = []
+    embedded: list[tuple[int, dict[str, Any]]] = []
+    vectors = np.empty((0, 0, 0, 0), dtype=np.float32)
     model.to(device)
     with (
         _evaluation_mode(model),
@@ -204,19 +205,27 @@ def extract_embeddings(
                 ),
                 has_far=inputs["has_far"].to(device),
             )
-            vectors = output.embedding.float().cpu().numpy()
-            embedded += [
-                (i, clip, vector) for (i, clip), vector in zip(known, vectors, strict=True)
-            ]
+            batch = output.embedding.float().cpu().numpy()
+            count = len(embedded)
+            embedded += known
+            if len(embedded) > len(vectors):
+                # One large array: a small one kept for each batch would pin the freed memory of
+                # that batch's clips.
+                larger = np.empty((total or 2 * len(embedded), *batch.shape[1:]), dtype=np.float32)
+                if count:
+                    larger[:count] = vectors
+                vectors = larger
+            vectors[count : len(embedded)] = batch
             bar.update(len(known))
+    vectors = vectors[: len(embedded)]
     if world > 1:
-        embedded = gather_object(embedded)
+        shares = gather_object([(embedded, vectors)])
+        embedded = [item for items, _ in shares for item in items]
+        vectors = np.concatenate([share for items, share in shares if items] or [vectors])
     if not embedded:
         raise ValueError("There are no clips to embed. Check data_dir, machine_types and subsets.")
-    embedded.sort(key=lambda item: item[0])
-    return EmbeddingTable.from_clips(
-        np.stack([vector for _, _, vector in embedded]), [clip for _, clip, _ in embedded]
-    )
+    order = np.argsort([index for index, _ in embedded])
+    return EmbeddingTable.from_clips(vectors[order], [embedded[i][1] for i in order])
 
 
 @contextmanager

@@ -193,7 +193,8 @@ def test_processes_share_the_clips_and_each_returns_the_whole_table(
     monkeypatch.setattr(embeddings, "gather_object", keep)
     for rank in range(3):
         extract_as(rank)
-    assert sorted(i for share in shares for i, _, _ in share) == list(range(len(clips)))
+    assert sorted(i for [(known, _)] in shares for i, _ in known) == list(range(len(clips)))
+    assert all(len(known) == len(vectors) for [(known, vectors)] in shares)
     gathered = shares[0] + shares[1] + shares[2]
     monkeypatch.setattr(embeddings, "gather_object", lambda _: list(gathered))
     assert_same(extract_as(1), whole)
@@ -208,7 +209,7 @@ def test_more_processes_than_clips_leave_some_with_nothing_to_do(
     monkeypatch.setattr(
         embeddings,
         "gather_object",
-        lambda rows: [*rows, (0, {f: clips[0][f] for f in CLIP_FIELDS}, whole.embedding[0])],
+        lambda own: [*own, ([(0, {f: clips[0][f] for f in CLIP_FIELDS})], whole.embedding)],
     )
     process = SimpleNamespace(process_index=1, num_processes=2, device="cpu")
     table = extract_embeddings(model, clips, FakeExtractor(), accelerator=process)
