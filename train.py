@@ -3,24 +3,35 @@
 accelerate launch train.py --recipe recipes/quickstart.yaml --data_dir DATA --output_dir runs/mine
 """
 
+import copy
 import dataclasses
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration, set_seed
 from torch import nn
 from transformers import AutoConfig
+from transformers.utils import is_peft_available
 
 from data_scripts.near_far import decoded, known, load_near_far
-from modeling import AsdConfig, AsdFeatureExtractor, AsdForProxyClassification, ReferenceBank
+from modeling import (
+    ENCODERS,
+    LORA_MODULES_TO_SAVE,
+    LORA_TARGET_MODULES,
+    POOLINGS,
+    AsdConfig,
+    AsdFeatureExtractor,
+    AsdForProxyClassification,
+    AsdModel,
+    ReferenceBank,
+    encoder_fingerprint,
+)
 from modeling.convert_original import load_original
-from modeling.modeling_asd import ENCODERS
-from modeling.reference_bank import encoder_fingerprint
 from nearfar.arguments import parse_arguments, script
 from nearfar.embeddings import EmbeddingTable, extract_embeddings
 from nearfar.hub import write_run
@@ -33,6 +44,9 @@ from nearfar.training import (
     latest_checkpoint,
     train,
 )
+
+if TYPE_CHECKING:
+    from peft import PeftModel  # of the extra "train"
 
 logger = logging.getLogger("nearfar.train")
 
@@ -100,7 +114,17 @@ class TrainArguments(TrainingOptions):
     )
     no_training: bool = field(default=False, metadata={"help": "Score the encoder as it is."})
     trainable_layers: int | None = field(
-        default=None, metadata={"help": "Train the last layers only; 0 none, None all of them."}
+        default=None, metadata={"help": "Train (LoRA: adapt) the last ones; 0 none, None all."}
+    )
+    lora_rank: int | None = field(
+        default=None, metadata={"help": "Train PEFT's LoRA adapters of this rank; None: no LoRA."}
+    )
+    lora_alpha: int | None = field(
+        default=None, metadata={"help": "Adapters count alpha / rank times; None is the rank."}
+    )
+    lora_dropout: float = field(default=0.0, metadata={"help": "Before each adapter."})
+    lora_target_modules: list[str] | None = field(
+        default=None, metadata={"help": "Maps with an adapter; None: all linear ones of a layer."}
     )
     held_out_share: float = field(
         default=0.1, metadata={"help": "Normal clips kept back for thresholds."}
@@ -127,6 +151,7 @@ def main() -> None:
     """Read clips, train, fill the reference bank, write the run folder."""
     logging.basicConfig(format="%(message)s", level=logging.INFO)
     args = parse_arguments(TrainArguments)
+    check_lora(args)
     accelerator = build_accelerator(args)
     set_seed(args.seed)
     clips = load_clips(args, accelerator)
@@ -143,8 +168,11 @@ def main() -> None:
     )
     labels = make_labels(args, encoder, references, reference_rows, feature_extractor, accelerator)
     model = build_model(args, encoder, labels)
+    adapter = None
     if not args.no_training:
-        fine_tune(model, references, reference_rows, labels, feature_extractor, args, accelerator)
+        model, adapter = fine_tune(
+            model, references, reference_rows, labels, feature_extractor, args, accelerator
+        )
 
     def embed(chosen: Any, description: str) -> EmbeddingTable:  # noqa: ANN401 - a Dataset
         return extract_embeddings(
@@ -182,9 +210,28 @@ def main() -> None:
                 "num_parameters": sum(p.numel() for p in model.parameters()),
             },
             thresholds={name: bank.threshold(name) for name in bank.machines},
+            adapter=adapter,
         )
         print(f"{args.output_dir}: {len(bank.machines)} machines, {len(references)} references")  # noqa: T201 - the script's answer
     accelerator.end_training()
+
+
+def check_lora(args: TrainArguments) -> None:
+    """Raise ValueError where PEFT is missing, or LoRA's options make no sense together."""
+    if args.lora_rank is None:
+        options = ("lora_alpha", "lora_dropout", "lora_target_modules")
+        if given := [name for name in options if getattr(args, name)]:
+            raise ValueError(f"{given} came without a lora_rank. Give one, or leave them out.")
+        return
+    if args.lora_rank < 1:
+        raise ValueError(f"lora_rank={args.lora_rank} must be at least 1, or none for no LoRA.")
+    if args.trainable_layers == 0:
+        raise ValueError(
+            f"trainable_layers=0 leaves no layer for the adapters of lora_rank={args.lora_rank}. "
+            "Give at least 1, or none for all layers."
+        )
+    if not is_peft_available():
+        raise ValueError("lora_rank needs the package peft: pip install 'nearfar[train]'.")
 
 
 def build_accelerator(args: TrainArguments) -> Accelerator:
@@ -243,7 +290,9 @@ def build_encoder(args: TrainArguments) -> nn.Module:
     model_type = AutoConfig.from_pretrained(path).model_type
     if model_type not in ENCODERS:
         raise ValueError(f"{path} holds a {model_type!r}, not one of {sorted(ENCODERS)}.")
-    return ENCODERS[model_type].from_pretrained(path)
+    encoder = ENCODERS[model_type].from_pretrained(path)
+    encoder.config.name_or_path = ""  # else a run folder's config.json would name the path
+    return encoder
 
 
 def make_labels(
@@ -265,7 +314,7 @@ def make_labels(
         )
     wanted = single if args.pseudo_labels == "single_class" else args.pseudo_labels != "never"
     if wanted and not args.no_training:
-        frozen = AsdForProxyClassification(asd_config(args, encoder, labels)).asd
+        frozen = AsdModel(untrained(asd_config(args, encoder, labels)))
         frozen.load_encoder(encoder)
         table = extract_embeddings(
             frozen,
@@ -302,16 +351,62 @@ def asd_config(args: TrainArguments, encoder: nn.Module, labels: ProxyLabels) ->
     )
 
 
+def untrained(config: AsdConfig) -> AsdConfig:
+    """Return the configuration under which an encoder is embedded as it is, by no random weights.
+
+    What would have to be trained is left out: the pooled embedding is scored, without a projection,
+    and a pooling that has weights becomes the mean over the same bands. All else stays, also a
+    `scored_pooling`, which never has weights.
+    """
+    config = copy.deepcopy(config)
+    config.projection, config.projection_size, config.scored_embedding = "none", None, "pooled"
+    options = config.pooling_options or {}
+    if any(True for _ in POOLINGS[config.pooling](1, **options).parameters()):
+        config.pooling = "mean"
+        config.pooling_options = {"keep_bands": options.get("keep_bands", False)}
+    return config
+
+
 def build_model(
     args: TrainArguments, encoder: nn.Module, labels: ProxyLabels
 ) -> AsdForProxyClassification:
     """Return encoder and head."""
-    model = AsdForProxyClassification(asd_config(args, encoder, labels))
+    config = asd_config(args, encoder, labels)
+    model = AsdForProxyClassification(untrained(config) if args.no_training else config)
     model.asd.load_encoder(encoder)
     model.asd.freeze_layers(args.trainable_layers)
-    if args.activation_checkpointing:
-        model.activation_checkpointing_enable()
     return model
+
+
+def with_lora(model: AsdForProxyClassification, args: TrainArguments) -> "PeftModel":
+    """Return the model with adapters; they train, and what is new (`LORA_MODULES_TO_SAVE`).
+
+    `trainable_layers` k puts adapters on the last k layers up to the deepest one scored.
+
+    Raises:
+        ValueError: A target is no linear map of the encoder's layers.
+    """
+    from peft import LoraConfig, get_peft_model  # an extra; `check_lora` has found it
+
+    encoder: Any = model.asd.encoder
+    targets = args.lora_target_modules or LORA_TARGET_MODULES[encoder.config.model_type]
+    maps = {name for name, part in encoder.layers.named_modules() if isinstance(part, nn.Linear)}
+    if unknown := [t for t in targets if not any(f".{m}".endswith(f".{t}") for m in maps)]:
+        raise ValueError(
+            f"lora_target_modules {unknown} are no linear maps of this encoder's layers, which "
+            f"are {sorted({name.rpartition('.')[2] for name in maps})}."
+        )
+    built, last = len(encoder.layers), args.trainable_layers
+    config = LoraConfig(
+        r=args.lora_rank,
+        lora_alpha=args.lora_alpha or args.lora_rank,
+        lora_dropout=args.lora_dropout,
+        target_modules=list(targets),
+        layers_to_transform=None if last is None else list(range(built - last, built)),
+        layers_pattern=None if last is None else "layers",
+        modules_to_save=list(LORA_MODULES_TO_SAVE),
+    )
+    return get_peft_model(model, config)
 
 
 def fine_tune(
@@ -322,8 +417,11 @@ def fine_tune(
     feature_extractor: AsdFeatureExtractor,
     args: TrainArguments,
     accelerator: Accelerator,
-) -> None:
-    """Train the model in place, from the state asked for."""
+) -> "tuple[AsdForProxyClassification, PeftModel | None]":
+    """Train from the state asked for; return the trained model and, with LoRA, its adapter.
+
+    The model's weights then hold what the adapter adds.
+    """
     resume_from = None
     if args.resume_from_checkpoint is not None:
         asked = args.resume_from_checkpoint
@@ -335,8 +433,13 @@ def fine_tune(
             )
     training_clips = LabelledClips(decoded(references), labels.labels)
     logger.info("%d training clips in %d classes.", len(training_clips), labels.num_classes)
+    network = model if args.lora_rank is None else with_lora(model, args)
+    if args.activation_checkpointing:  # PEFT would look for token embeddings, were it on before
+        model.activation_checkpointing_enable()
+    trained = model.num_parameters(only_trainable=True)
+    logger.info("%d of %d parameters train.", trained, model.num_parameters())
     train(
-        model,
+        network,
         training_clips,
         feature_extractor,
         args,
@@ -347,6 +450,9 @@ def fine_tune(
     )
     accelerator.free_memory()
     torch.cuda.empty_cache()
+    if args.lora_rank is None:
+        return model, None
+    return copy.deepcopy(network).merge_and_unload(), network  # merging takes the adapter away
 
 
 def resolved_recipe(args: TrainArguments) -> dict[str, Any]:

@@ -40,6 +40,10 @@ FACTORY = [
     "--seconds",
     "6",
 ]
+TRAIN = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", 1]
+TRAIN += ["--num_machines", 1, "--mixed_precision", "no", "--dynamo_backend", "no"]
+TRAIN += ["--num_cpu_threads_per_process", os.cpu_count() or 1]  # the launcher sets 1
+TRAIN += [ROOT / "train.py", "--recipe", RECIPE]
 SYSTEMS = ("fine-tuned", "untrained encoder", "log-mel 1-NN", "cancelled log-mel 1-NN")
 RESULT = "result.json"
 
@@ -83,15 +87,11 @@ def evaluate_seed(seed: int, folder: Path, *, demo_dir: Path | None) -> None:
     data, cache = folder / "data", folder / "cache"
     run_dir = demo_dir.resolve() if demo_dir else folder / "fine_tuned"
     scores = {name: folder / "scores" / name.replace(" ", "_") for name in SYSTEMS}
-    environment = {"HF_DATASETS_CACHE": str(cache.resolve())}
-    python, training = [sys.executable], ["--recipe", RECIPE, "--data_dir", data, "--seed", seed]
+    python = [sys.executable]
     untrained = folder / "untrained"
-    launch = [*python, "-m", "accelerate.commands.launch", "--num_processes", 1]
-    launch += ["--num_machines", 1, "--mixed_precision", "no", "--dynamo_backend", "no"]
-    launch += ["--num_cpu_threads_per_process", os.cpu_count() or 1]  # the launcher sets 1
     log_mel = [*python, "-m", "benchmarks.log_mel", "--data_dir", data]
     log_mel_of = {"log-mel 1-NN": "near", "cancelled log-mel 1-NN": "complex_least_squares"}
-    train = [*launch, ROOT / "train.py", *training]
+    train = [*TRAIN, "--data_dir", data, "--seed", seed]
     score = [*python, ROOT / "score.py", "--data_dir", data]
     steps: list[list[Any]] = [
         [*python, "-m", "data_scripts.factory", "--output_dir", data, "--seed", seed, *FACTORY],
@@ -104,22 +104,34 @@ def evaluate_seed(seed: int, folder: Path, *, demo_dir: Path | None) -> None:
             for name, front_end in log_mel_of.items()
         ),
     ]
-    for step in steps:
-        command = [str(word) for word in step]
-        print("$", " ".join(word.replace(sys.executable, "python") for word in command), flush=True)
-        subprocess.run(command, check=True, cwd=ROOT, env=os.environ | environment)
-    shutil.rmtree(cache, ignore_errors=True)
+    run_steps(steps, cache)
     with whole_folder(folder, last=RESULT) as partial:
         result = {"seed": seed, "seconds": time.monotonic() - start, "systems": compare(scores)}
         write_json(partial / RESULT, result)
 
 
+def run_steps(steps: Sequence[Sequence[Any]], cache: Path) -> None:
+    """Run commands one after the other, with a private cache of `datasets` that is removed."""
+    environment = os.environ | {"HF_DATASETS_CACHE": str(cache.resolve())}
+    for step in steps:
+        command = [str(word) for word in step]
+        print("$", " ".join(word.replace(sys.executable, "python") for word in command), flush=True)
+        subprocess.run(command, check=True, cwd=ROOT, env=environment)
+    shutil.rmtree(cache, ignore_errors=True)
+
+
 def format_seeds(seeds: Sequence[int], results: Sequence[Mapping[str, Any]]) -> str:
-    """Return a table over seeds: mean and spread of each system, and the paired difference."""
+    """Return a table over seeds: mean and spread of each system, and how far the first is ahead.
+
+    Args:
+        seeds: Of the factories.
+        results: One for each seed; its `systems` are rows of `compare`.
+    """
+    names = [row["system"] for row in results[0]["systems"]]
     official = np.array(
         [[row["official_score"] for row in result["systems"]] for result in results]
     )  # (seeds, systems)
-    lines = ["official score".ljust(16) + "".join(f"{name:>24}" for name in SYSTEMS)]
+    lines = ["official score".ljust(16) + "".join(f"{name:>24}" for name in names)]
     for seed, values in zip(seeds, official, strict=True):
         lines.append(f"factory {seed:<8}" + "".join(f"{100 * value:>24.2f}" for value in values))
     mean, deviation = 100 * official.mean(axis=0), 100 * official.std(axis=0, ddof=1)
@@ -129,11 +141,11 @@ def format_seeds(seeds: Sequence[int], results: Sequence[Mapping[str, Any]]) -> 
         values = np.array([[row[key] for row in result["systems"]] for result in results])
         cells = [f"{100 * value:.2f}" for value in values.mean(axis=0)]
         lines.append(f"{key:<16}" + "".join(f"{cell:>24}" for cell in cells))
-    for index, name in enumerate(SYSTEMS[1:], start=1):
+    for index, name in enumerate(names[1:], start=1):
         difference = 100 * (official[:, 0] - official[:, index])
         half = stats.t.ppf(0.975, len(difference) - 1) * stats.sem(difference)
         lines.append(
-            f"fine-tuned minus {name}: {difference.mean():+.2f}, paired 95 % interval over "
+            f"{names[0]} minus {name}: {difference.mean():+.2f}, paired 95 % interval over "
             f"{len(difference)} factories {difference.mean() - half:+.2f} to "
             f"{difference.mean() + half:+.2f}; ahead on {(difference > 0).sum()}"
         )

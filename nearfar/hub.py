@@ -1,6 +1,7 @@
 """The run folder: everything a published checkpoint is made of, written whole or not at all."""
 
 import importlib.resources
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from string import Template
@@ -13,6 +14,7 @@ from nearfar.files import read_json, whole_folder, write_json
 FORMAT_VERSION = 1
 KINDS = ("model", "autoencoder", "fusion", "feature_fusion")
 RUN_FILE = "run.json"
+ADAPTER_FOLDER = "adapter"
 
 
 def write_run(
@@ -24,6 +26,7 @@ def write_run(
     recipe: Mapping[str, Any],
     metrics: Mapping[str, Any],
     thresholds: Mapping[str, float | None],
+    adapter: Any = None,  # noqa: ANN401 - a PeftModel, which nearfar must not import
 ) -> None:
     """Write a run folder of kind "model": weights, code, extractor, bank, recipe, figures, card.
 
@@ -35,11 +38,16 @@ def write_run(
         recipe: All arguments as resolved.
         metrics: What `metrics.json` holds.
         thresholds: Per machine, for the card; None where there is none.
+        adapter: With `save_pretrained`; what LoRA added to the weights of `model`. It goes to a
+            folder of its own: beside merged weights it would be added again on loading.
     """
     with whole_folder(folder, last=RUN_FILE) as partial:
         model.save_pretrained(partial)
         feature_extractor.save_pretrained(partial)
         bank.save_pretrained(partial)
+        if adapter is not None:
+            adapter.save_pretrained(partial / ADAPTER_FOLDER)
+            (partial / ADAPTER_FOLDER / "README.md").unlink(missing_ok=True)  # PEFT's, all blanks
         recipe_text = yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True)
         (partial / "recipe.yaml").write_text(recipe_text, encoding="utf-8")
         write_json(partial / "metrics.json", metrics)
@@ -47,6 +55,8 @@ def write_run(
         (partial / "README.md").write_text(card, encoding="utf-8")
         run = {"format_version": FORMAT_VERSION, "kind": "model", "members": []}
         write_json(partial / RUN_FILE, run)
+    if adapter is None:  # of the run that was here before
+        shutil.rmtree(folder / ADAPTER_FOLDER, ignore_errors=True)
 
 
 def read_run(folder: Path) -> dict[str, Any]:

@@ -212,6 +212,8 @@ def train(
         drop_last=True,
         collate_fn=collate,
         num_workers=options.dataloader_num_workers,
+        # Each pass draws a number; from torch's own generator, a resumed pass would shift dropout.
+        generator=torch.Generator(),
     )
     optimizer = torch.optim.AdamW(
         [parameter for parameter in model.parameters() if parameter.requires_grad],

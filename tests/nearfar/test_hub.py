@@ -64,6 +64,15 @@ def write(folder: Path, **changes: Any) -> None:
     write_run(folder, **(parts | changes))
 
 
+class Adapter:
+    """Saves what PEFT saves, into a folder that it makes."""
+
+    def save_pretrained(self, folder: Path) -> None:
+        folder.mkdir()
+        for name in ("adapter_config.json", "adapter_model.safetensors", "README.md"):
+            (folder / name).write_text("saved")
+
+
 def front_matter(card: str) -> dict[str, Any]:
     _, head, _ = re.split(r"^---$", card, maxsplit=2, flags=re.MULTILINE)
     values: dict[str, Any] = yaml.safe_load(head)
@@ -86,6 +95,19 @@ def test_a_run_folder_holds_every_part_and_its_marker(tmp_path: Path) -> None:
     assert read_json(folder / "metrics.json") == METRICS
     assert yaml.safe_load((folder / "recipe.yaml").read_text()) == RECIPE
     assert (folder / "README.md").read_text() == model_card(CONFIG, RECIPE, METRICS, THRESHOLDS)
+
+
+def test_an_adapter_lies_in_its_own_folder_and_leaves_with_its_run(tmp_path: Path) -> None:
+    """Beside merged weights transformers would add it a second time."""
+    write(tmp_path, adapter=Adapter())
+    adapter = {path.name for path in (tmp_path / "adapter").iterdir()}
+    assert adapter == {"adapter_config.json", "adapter_model.safetensors"}
+    assert not list(tmp_path.glob("adapter_*"))
+    with pytest.raises(OSError, match="No space left"):
+        write(tmp_path, bank=Part("b", error=OSError(errno.ENOSPC, "No space left on device")))
+    assert {path.name for path in (tmp_path / "adapter").iterdir()} == adapter
+    write(tmp_path)  # a run without one
+    assert not (tmp_path / "adapter").exists()
 
 
 def test_the_states_of_the_training_are_left_alone(tmp_path: Path) -> None:
