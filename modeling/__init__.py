@@ -15,7 +15,19 @@ from transformers.pipelines import PIPELINE_REGISTRY
 from .configuration_asd import FORMAT_VERSION, AsdConfig, BeatsConfig, EatConfig, FisherConfig
 from .detectors import DETECTORS, KnnDetector, NotFittedError
 from .feature_extraction_asd import CHANNELS, AsdFeatureExtractor
-from .front_ends import FRONT_ENDS, ComplexLeastSquares, NearFrontEnd
+from .front_ends import (
+    FRONT_ENDS,
+    CoherenceGain,
+    ComplexLeastSquares,
+    FrequencyDomainNlms,
+    FrontEnd,
+    Lms,
+    NearFrontEnd,
+    Nlms,
+    Rls,
+    SpectralSubtraction,
+    WienerGain,
+)
 from .heads import HEADS, ArcFaceHead
 from .modeling_asd import (
     ENCODERS,
@@ -85,6 +97,7 @@ __all__ = [
     "BeatsForAudioClassification",
     "BeatsModel",
     "ClsPooling",
+    "CoherenceGain",
     "ComplexLeastSquares",
     "Decision",
     "EatConfig",
@@ -92,13 +105,20 @@ __all__ = [
     "EatModel",
     "FisherConfig",
     "FisherModel",
+    "FrequencyDomainNlms",
+    "FrontEnd",
     "GemPooling",
     "KnnDetector",
+    "Lms",
     "MeanPooling",
     "NearFrontEnd",
+    "Nlms",
     "NotFittedError",
     "RdpPooling",
     "ReferenceBank",
+    "Rls",
+    "SpectralSubtraction",
     "UnknownMachineError",
+    "WienerGain",
     "encoder_fingerprint",
 ]

@@ -291,7 +291,17 @@ class AsdConfig(PreTrainedConfig):
     }
 
     encoder_config: dict[str, Any] | PreTrainedConfig | None = None
-    front_end: Literal["near", "complex_least_squares"] = "near"
+    front_end: Literal[
+        "near",
+        "complex_least_squares",
+        "spectral_subtraction",
+        "wiener",
+        "coherence",
+        "lms",
+        "nlms",
+        "rls",
+        "frequency_domain_nlms",
+    ] = "near"
     front_end_options: dict[str, Any] | None = None
     channels: list[str] | tuple[str, ...] = ("near",)
     layers: list[int] | None = None
@@ -372,6 +382,7 @@ class AsdConfig(PreTrainedConfig):
     def validate_options(self) -> None:
         """Refuse options that the chosen part does not take."""
         check_options("front_end", self.front_end, self.front_end_options, FRONT_ENDS)
+        FRONT_ENDS[self.front_end](**(self.front_end_options or {}))  # it checks their values
         check_options("pooling", self.pooling, self.pooling_options, POOLINGS)
         if self.scored_pooling is not None:
             check_options(
