@@ -1,19 +1,21 @@
 """The authors' EAT checkpoints, of fairseq or of their Hugging Face port, turned into ours."""
 
 import logging
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from .configuration_asd import EatConfig
+from .configuration_asd import EatConfig, FisherConfig
 from .modeling_eat import EatForAudioClassification, EatModel
 from .original_checkpoint import check_tensors, filled, listed, renamed
 
 logger = logging.getLogger(__name__)
+
+Config = TypeVar("Config", EatConfig, FisherConfig)
 
 # Field of the port's config.json -> its counterpart in the cfg of fairseq's `data2vec_multi`.
 EAT_PORT_FIELDS = {
@@ -44,6 +46,7 @@ EAT_FIELDS = {
     "depth": "num_hidden_layers",
     "num_heads": "num_attention_heads",
 }
+EAT_DUE_FIELDS = {*EAT_FIELDS, "mlp_ratio", "norm_eps", "layer_norm_first"}
 # The same, for what acts in training only: a cfg without the field means 0. Stochastic depth
 # ("drop_path") has no counterpart: the rates are of one training run, and change no output.
 EAT_TRAINING_FIELDS = {
@@ -138,27 +141,47 @@ def eat_config(cfg: Mapping[str, Any]) -> EatConfig:
     """Translate the authors' cfg, or their port's config. It is never filled up with defaults."""
     fields: dict[str, Any] = {}
     if _is_port(cfg):
-        _check_values(cfg, EAT_PORT_REQUIRED_VALUES)
+        check_values(cfg, EAT_PORT_REQUIRED_VALUES)
         model = {theirs: cfg[name] for name, theirs in EAT_PORT_FIELDS.items() if name in cfg}
         fields["head_norm_eps"] = 1e-5  # the port's own; fairseq has 1e-6
     else:
         outer = cfg.get("model")
         model = dict(_model_cfg(cfg))
         if isinstance(outer, Mapping) and "pretrained_model_args" in outer:
-            _check_values(outer, EAT_HEAD_REQUIRED_VALUES)
+            check_values(outer, EAT_HEAD_REQUIRED_VALUES)
             # What acted in fine-tuning, not in the training before.
             acted = {*EAT_TRAINING_FIELDS, "post_mlp_drop"} & outer.keys()
             model |= {name: outer[name] for name in acted}
-        _check_values(_image_modality(model), EAT_MODALITY_REQUIRED_VALUES)
-    due = {*EAT_FIELDS, "mlp_ratio", "norm_eps", "layer_norm_first"}
-    if missing := sorted(due - model.keys()):
+        check_values(_image_modality(model), EAT_MODALITY_REQUIRED_VALUES)
+    if missing := sorted(EAT_DUE_FIELDS - model.keys()):
         raise ValueError(f"cfg lacks {listed(missing)}; it has {listed(sorted(map(str, model)))}.")
-    _check_values(model, EAT_REQUIRED_VALUES)
-    if model.get("post_mlp_drop", 0.0) != model.get("encoder_dropout", 0.0):
+    check_values(model, EAT_REQUIRED_VALUES)
+    return described_config(EatConfig, EatModel, "an EAT", model, fields)
+
+
+def described_config(
+    config_class: type[Config],
+    model_class: Callable[[Config], PreTrainedModel],
+    encoder: str,
+    model: Mapping[str, Any],
+    fields: dict[str, Any],
+) -> Config:
+    """Return the configuration of an EAT or a FISHER: their authors describe both alike.
+
+    Args:
+        config_class: Of the encoder.
+        model_class: The encoder.
+        encoder: Its name with the article, for the error.
+        model: The authors' cfg of the encoder, with all of EAT_DUE_FIELDS.
+        fields: What this encoder alone has.
+
+    Raises:
+        ValueError: No encoder can be made of it.
+    """
+    dropped, hidden = (model.get(name, 0.0) for name in ("post_mlp_drop", "encoder_dropout"))
+    if dropped != hidden:
         logger.warning(
-            "post_mlp_drop=%s is not kept: hidden_dropout=%s acts there, too.",
-            model["post_mlp_drop"],
-            model.get("encoder_dropout", 0.0),
+            "post_mlp_drop=%s is not kept: hidden_dropout=%s acts there, too.", dropped, hidden
         )
     fields |= {ours: model[theirs] for theirs, ours in EAT_FIELDS.items()}
     try:
@@ -168,12 +191,24 @@ def eat_config(cfg: Mapping[str, Any]) -> EatConfig:
         fields["intermediate_size"] = int(model["embed_dim"] * model["mlp_ratio"])
         if fields["num_hidden_layers"] < 1:
             raise ValueError("depth is at least 1.")
-        config = EatConfig(**fields)
+        config = config_class(**fields)
         with torch.device("meta"):
-            EatModel(config)  # what no layer can be made of
+            model_class(config)  # what no layer can be made of
     except (RuntimeError, StrictDataclassError, TypeError, ValueError, ZeroDivisionError) as error:
-        raise ValueError(f"cfg does not describe an EAT encoder. {error}") from error
+        raise ValueError(f"cfg does not describe {encoder} encoder. {error}") from error
     return config
+
+
+def check_values(
+    cfg: Mapping[str, Any], required: Mapping[str, Any], *, encoder: str = "EAT"
+) -> None:
+    """Raise ValueError if a cfg gives a field another value than the encoder's one."""
+    for field, value in required.items():
+        if cfg.get(field, value) != value:
+            raise ValueError(
+                f"cfg says {field}={cfg[field]!r}; only {field}={value!r}, as in every released "
+                f"{encoder}, is supported."
+            )
 
 
 def _is_port(cfg: Mapping[str, Any]) -> bool:
@@ -195,15 +230,6 @@ def _image_modality(model: Mapping[str, Any]) -> Mapping[str, Any]:
     modalities = model.get("modalities")
     image = modalities.get("image") if isinstance(modalities, Mapping) else None
     return image if isinstance(image, Mapping) else {}
-
-
-def _check_values(cfg: Mapping[str, Any], required: Mapping[str, Any]) -> None:
-    for field, value in required.items():
-        if cfg.get(field, value) != value:
-            raise ValueError(
-                f"cfg says {field}={cfg[field]!r}; only {field}={value!r}, as in every released "
-                "EAT, is supported."
-            )
 
 
 def _original_names(
@@ -235,4 +261,4 @@ def _table_length(state: Mapping[str, Tensor], name: str, config: EatConfig) -> 
     return table.shape[1] // band
 
 
-__all__ = ["convert_eat", "eat_config", "is_eat"]
+__all__ = ["check_values", "convert_eat", "described_config", "eat_config", "is_eat"]

@@ -4,23 +4,24 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedModel
 
 from .configuration_asd import FisherConfig
-from .convert_eat import EAT_LAYER_NAMES, EAT_TRAINING_FIELDS
+from .convert_eat import (
+    EAT_DUE_FIELDS,
+    EAT_LAYER_NAMES,
+    EAT_TRAINING_FIELDS,
+    check_values,
+    described_config,
+)
 from .modeling_fisher import FisherModel
 from .original_checkpoint import check_tensors, describe, filled, listed, renamed
 
 logger = logging.getLogger(__name__)
 
-# Field of cfg["model"] -> field of FisherConfig; "image." stands for ["modalities"]["image"].
+# Field of cfg["model"] -> field of FisherConfig, besides EAT's; "image." stands for
+# ["modalities"]["image"].
 FISHER_FIELDS = {
-    "embed_dim": "hidden_size",
-    "depth": "num_hidden_layers",
-    "num_heads": "num_attention_heads",
-    "norm_eps": "layer_norm_eps",
     "band_width": "band_width",
     "image.patch_size": "patch_size",
     "image.max_length": "max_length",
@@ -92,17 +93,12 @@ def convert_fisher(checkpoint: Mapping[str, Any], head: bool) -> PreTrainedModel
 def fisher_config(cfg: Mapping[str, Any]) -> FisherConfig:
     """Translate the authors' cfg. It is never filled up with defaults: theirs have changed."""
     given = _flat(cfg)
-    if missing := sorted({*FISHER_FIELDS, "mlp_ratio", "layer_norm_first"} - given.keys()):
+    if missing := sorted((EAT_DUE_FIELDS | FISHER_FIELDS.keys()) - given.keys()):
         raise ValueError(
             f"cfg lacks {listed(missing)} ('image.' stands for modalities.image); it has "
             f"{listed(sorted(given))}."
         )
-    for field, value in FISHER_REQUIRED_VALUES.items():
-        if given.get(field, value) != value:
-            raise ValueError(
-                f"cfg says {field}={given[field]!r}; only {field}={value!r}, as in every released "
-                "FISHER, is supported."
-            )
+    check_values(given, FISHER_REQUIRED_VALUES, encoder="FISHER")
     for field in ("band_width", "embed_dim"):
         repeated = given.get(f"image.{field}", given[field])
         if repeated != given[field]:
@@ -110,32 +106,14 @@ def fisher_config(cfg: Mapping[str, Any]) -> FisherConfig:
                 f"cfg says {field}={given[field]!r}, but {repeated!r} in modalities.image. Take "
                 "the original file."
             )
-    if given.get("post_mlp_drop", 0.0) != given.get("encoder_dropout", 0.0):
-        logger.warning(
-            "post_mlp_drop=%s is not kept: hidden_dropout=%s acts there, too.",
-            given["post_mlp_drop"],
-            given.get("encoder_dropout", 0.0),
-        )
-    known = {*FISHER_FIELDS, *EAT_TRAINING_FIELDS, *FISHER_REQUIRED_VALUES}
-    known |= {*FISHER_UNUSED_FIELDS, "mlp_ratio", "post_mlp_drop"}
+    known = {*EAT_DUE_FIELDS, *EAT_TRAINING_FIELDS, "post_mlp_drop"}
+    known |= {*FISHER_FIELDS, *FISHER_REQUIRED_VALUES, *FISHER_UNUSED_FIELDS}
     known |= {"image.band_width", "image.embed_dim"}
     if unknown := sorted(given.keys() - known):
         # The authors' own class ignores them, too.
         logger.warning("cfg has fields that no FISHER encoder reads: %s.", listed(unknown))
-    fields: dict[str, Any] = {ours: given[theirs] for theirs, ours in FISHER_FIELDS.items()}
-    try:
-        for theirs, ours in EAT_TRAINING_FIELDS.items():
-            fields[ours] = float(given.get(theirs, 0.0))
-        fields["layer_norm_eps"] = float(given["norm_eps"])
-        fields["intermediate_size"] = int(given["embed_dim"] * given["mlp_ratio"])
-        if fields["num_hidden_layers"] < 1:
-            raise ValueError("depth is at least 1.")
-        config = FisherConfig(**fields)
-        with torch.device("meta"):
-            FisherModel(config)  # what no layer can be made of
-    except (RuntimeError, StrictDataclassError, TypeError, ValueError, ZeroDivisionError) as error:
-        raise ValueError(f"cfg does not describe a FISHER encoder. {error}") from error
-    return config
+    fields = {ours: given[theirs] for theirs, ours in FISHER_FIELDS.items()}
+    return described_config(FisherConfig, FisherModel, "a FISHER", given, fields)
 
 
 def _flat(cfg: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,17 +9,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.modeling_outputs import BaseModelOutput, SequenceClassifierOutput
+from transformers.modeling_outputs import BaseModelOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.utils.generic import (
-    TransformersKwargs,
-    can_return_tuple,
-    merge_with_config_defaults,
-)
+from transformers.utils.generic import TransformersKwargs, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .attention import eager_attention_forward
 from .configuration_asd import BeatsConfig
+from .encoder_classifier import EncoderForAudioClassification
 from .encoder_inputs import (
     check_attention_mask,
     check_num_samples,
@@ -417,10 +414,8 @@ class BeatsModel(BeatsPreTrainedModel):
         )
 
 
-class BeatsForAudioClassification(BeatsPreTrainedModel):
+class BeatsForAudioClassification(BeatsPreTrainedModel, EncoderForAudioClassification):
     """BEATs with the predictor that fine-tuning added: a class logit per patch, then the mean.
-
-    The labels are those of AudioSet, several per clip: probabilities are `logits.sigmoid()`.
 
     Args:
         config: Of the encoder; `num_labels` or `id2label` says which classes.
@@ -433,46 +428,13 @@ class BeatsForAudioClassification(BeatsPreTrainedModel):
         self.predictor = nn.Linear(config.hidden_size, num_labels)
         self.post_init()
 
-    @can_return_tuple  # type: ignore[untyped-decorator]  # transformers' own
-    def forward(
-        self,
-        input_values: Tensor | None = None,
-        *,
-        input_features: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        labels: Tensor | None = None,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> SequenceClassifierOutput:
-        """Classify clips.
-
-        Args:
-            input_values: As in `BeatsModel.forward`.
-            input_features: As there.
-            attention_mask: As there.
-            labels: (batch, num_labels) float in [0, 1]; the loss is the binary cross-entropy.
-            **kwargs: As there.
-
-        Returns:
-            `logits` (batch, num_labels), `loss` if there are labels, and what else was asked for.
-        """
-        outputs = self.beats(
-            input_values, input_features=input_features, attention_mask=attention_mask, **kwargs
-        )
-        logits = self.predictor(outputs.last_hidden_state)  # (B, N, num_labels)
+    def classify(self, hidden_states: Tensor, attention_mask: Tensor | None) -> Tensor:
+        """Return the mean of the patches' logits, (batch, num_labels); padding does not count."""
+        logits: Tensor = self.predictor(hidden_states)  # (B, N, num_labels)
         if attention_mask is None:
-            logits = logits.mean(dim=1)
-        else:
-            mask = self.beats.patch_mask(attention_mask)[..., None]
-            logits = logits.where(mask, 0.0).sum(dim=1) / mask.sum(dim=1)
-        loss = None
-        if labels is not None:
-            loss = F.binary_cross_entropy_with_logits(logits.float(), labels.float())
-        return SequenceClassifierOutput(
-            loss=loss,
-            logits=logits,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-        )
+            return logits.mean(dim=1)
+        mask = self.beats.patch_mask(attention_mask)[..., None]
+        return logits.where(mask, 0.0).sum(dim=1) / mask.sum(dim=1)
 
 
 def relative_position_bucket(distance: Tensor, *, num_buckets: int, max_distance: int) -> Tensor:

@@ -10,17 +10,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.modeling_outputs import BaseModelOutput, SequenceClassifierOutput
+from transformers.modeling_outputs import BaseModelOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.utils.generic import (
-    TransformersKwargs,
-    can_return_tuple,
-    merge_with_config_defaults,
-)
+from transformers.utils.generic import TransformersKwargs, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .attention import eager_attention_forward
 from .configuration_asd import EatConfig
+from .encoder_classifier import EncoderForAudioClassification
 from .encoder_inputs import (
     check_attention_mask,
     check_num_samples,
@@ -350,11 +347,10 @@ class EatModel(EatPreTrainedModel):
         )
 
 
-class EatForAudioClassification(EatPreTrainedModel):
+class EatForAudioClassification(EatPreTrainedModel, EncoderForAudioClassification):
     """EAT with the head that fine-tuning added: class token, LayerNorm, linear map.
 
-    The labels are those of AudioSet, several per clip: probabilities are `logits.sigmoid()`. The
-    authors fine-tuned with clips of 10 s and target_length 1024.
+    The authors fine-tuned with clips of 10 s and target_length 1024.
 
     Args:
         config: Of the encoder; `num_labels` or `id2label` says which classes.
@@ -368,41 +364,10 @@ class EatForAudioClassification(EatPreTrainedModel):
         self.head = nn.Linear(config.hidden_size, num_labels)
         self.post_init()
 
-    @can_return_tuple  # type: ignore[untyped-decorator]  # transformers' own
-    def forward(
-        self,
-        input_values: Tensor | None = None,
-        *,
-        input_features: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        labels: Tensor | None = None,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> SequenceClassifierOutput:
-        """Classify clips.
-
-        Args:
-            input_values: As in `EatModel.forward`.
-            input_features: As there.
-            attention_mask: As there.
-            labels: (batch, num_labels) float in [0, 1]; the loss is the binary cross-entropy.
-            **kwargs: As there.
-
-        Returns:
-            `logits` (batch, num_labels), `loss` if there are labels, and what else was asked for.
-        """
-        outputs = self.eat(
-            input_values, input_features=input_features, attention_mask=attention_mask, **kwargs
-        )
-        logits = self.head(self.head_norm(outputs.last_hidden_state[:, 0]))
-        loss = None
-        if labels is not None:
-            loss = F.binary_cross_entropy_with_logits(logits.float(), labels.float())
-        return SequenceClassifierOutput(
-            loss=loss,
-            logits=logits,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-        )
+    def classify(self, hidden_states: Tensor, attention_mask: Tensor | None) -> Tensor:  # noqa: ARG002 another head's
+        """Return the logits of the class token, (batch, num_labels)."""
+        logits: Tensor = self.head(self.head_norm(hidden_states[:, 0]))
+        return logits
 
 
 def init_embedding(embedding: Any, *, std: float) -> None:  # noqa: ANN401  EAT's or FISHER's

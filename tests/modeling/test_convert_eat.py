@@ -136,6 +136,17 @@ def test_a_dropout_without_a_counterpart_is_named(
     assert "post_mlp_drop=0.4 is not kept" in caplog.text
 
 
+def test_a_dropout_that_the_cfg_leaves_out_is_none(
+    original, caplog: pytest.LogCaptureFixture
+) -> None:
+    checkpoint = original("pretrained")
+    checkpoint["cfg"]["model"].pop("post_mlp_drop", None)
+    checkpoint["cfg"]["model"]["encoder_dropout"] = 0.1
+    with caplog.at_level(logging.WARNING):
+        assert convert(checkpoint).config.hidden_dropout == 0.1
+    assert "post_mlp_drop=0.0 is not kept: hidden_dropout=0.1" in caplog.text
+
+
 def test_half_precision_files_become_float32(original) -> None:
     checkpoint = original("finetuned")
     checkpoint["model"] = {key: value.half() for key, value in checkpoint["model"].items()}

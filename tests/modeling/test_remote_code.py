@@ -370,11 +370,15 @@ def test_a_bank_beside_another_encoder_is_refused(loaded) -> None:
 
 def test_a_folder_carries_the_code_it_needs_and_no_more(saved) -> None:
     assert {path.name for path in saved.run.glob("*.py")} == {
+        "adaptive_front_ends.py",
         "attention.py",
         "configuration_asd.py",
         "detectors.py",
+        "encoder_classifier.py",
         "encoder_inputs.py",
+        "encoder_layer.py",
         "feature_extraction_asd.py",
+        "front_end_base.py",
         "front_ends.py",
         "heads.py",
         "modeling_asd.py",
@@ -384,6 +388,7 @@ def test_a_folder_carries_the_code_it_needs_and_no_more(saved) -> None:
         "pipeline_asd.py",
         "pooling.py",
         "reference_bank.py",
+        "spectral_front_ends.py",
         "spectrogram.py",
     }
 
