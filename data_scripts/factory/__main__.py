@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from .clips import PRESETS
+from .presets import PRESETS
 from .simulate import simulate_factory
 
 
@@ -29,9 +29,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--test_per_group", type=int, default=50, help="test clips per domain and condition"
     )
-    parser.add_argument("--seconds", type=float, default=10.0, help="length of a clip")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        help="length of a clip; without it 10 in easy, and 6 to 16 by machine in challenge",
+    )
     parser.add_argument("--preset", choices=sorted(PRESETS), default="easy", help="how hard it is")
-    parser.add_argument("--num_workers", type=int, default=os.cpu_count() or 1, help="processes")
+    parser.add_argument(
+        "--eval_machines",
+        type=int,
+        default=0,
+        help="further machines, with anonymous test clips and their ground truth",
+    )
+    parser.add_argument("--noise_dir", help="folder of recordings to be heard as noise")
+    parser.add_argument(
+        "--components",
+        action="store_true",
+        help="also write what near hears of the machine alone and of the noise alone",
+    )
+    parser.add_argument(
+        "--num_proc",
+        "--num_workers",
+        dest="num_workers",
+        type=int,
+        default=os.cpu_count() or 1,
+        help="processes; the result does not depend on it",
+    )
     args = parser.parse_args(argv)
     try:
         folder = simulate_factory(
@@ -43,13 +66,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             test_per_group=args.test_per_group,
             seconds=args.seconds,
             preset=args.preset,
+            eval_machines=args.eval_machines,
+            noise_dir=args.noise_dir,
+            components=args.components,
             num_workers=args.num_workers,
             show_progress=True,
         )
     except (ValueError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201 - a command's last words
         return 2
-    print(f"Simulated {args.machines} machine(s) in {folder}")  # noqa: T201 - the last line
+    machines = args.machines + args.eval_machines
+    print(f"Simulated {machines} machine(s) in {folder}")  # noqa: T201 - the last line
     return 0
 
 

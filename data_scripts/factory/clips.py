@@ -2,60 +2,23 @@
 
 import functools
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import fft
 
-from .acoustics import Scene, machine_at_microphones, noise_at_microphones
-from .faults import FAULTS, NO_FAULT, Fault, make_fault
+from .damage import NO_FAULT, Fault
+from .faults import faults_of, make_fault
 from .machines import BodyResonance, Machine, Setting
 from .parts import SAMPLING_RATE, Part, Waveform, unit_rms
-
-LEAD_IN = 4_096  # samples before a clip, in which the room begins to ring
-
-PresetName = Literal["easy"]
-
-
-@dataclass(frozen=True, slots=True)
-class Preset:
-    """How hard a factory is; levels in dB, pairs are bounds of a uniform draw per clip.
-
-    Attributes:
-        snr_db: Machine over noise at the near microphone, per domain.
-        severity: Of a fault.
-        fault_gain_db: Added to whatever a fault adds.
-        noise_spread_db: Standard deviation of each noise source's level.
-        speed_spread: Standard deviation of a clip's relative speed.
-        level_spread_db: Standard deviation of each part's level in a healthy machine.
-    """
-
-    snr_db: dict[str, tuple[float, float]]
-    severity: tuple[float, float]
-    fault_gain_db: float
-    noise_spread_db: float
-    speed_spread: float
-    level_spread_db: float
-
-
-# "easy" is tuned on seeds 0 and 1 (0-9 are for tuning, 100 and up for reports), with three
-# machines, 100 + 10 training and 4 x 25 test clips of 6 s, for the 1-NN on time-averaged log-mels
-# of near: an official source AUC of 65-75, target 50-65.
-PRESETS: dict[PresetName, Preset] = {
-    "easy": Preset(
-        snr_db={"source": (-3.0, 9.0), "target": (-3.0, 9.0)},
-        severity=(0.3, 1.0),
-        fault_gain_db=-3.0,
-        noise_spread_db=4.0,
-        speed_spread=0.008,
-        level_spread_db=1.5,
-    )
-}
+from .presets import Preset
+from .recordings import Recordings
+from .rooms import Place, machine_at_microphones
 
 
 @dataclass(frozen=True, eq=False)
 class Clip:
-    """What both microphones record, and the two stems it is the sum of.
+    """What both microphones record, and the two stems whose sum it is, but for clipped peaks.
 
     Attributes:
         near: (num_samples,) float32 in [-1, 1].
@@ -72,7 +35,7 @@ class Clip:
 
 def render_clip(
     machine: Machine,
-    scene: Scene,
+    scene: Place,
     setting: Setting,
     *,
     seed: np.random.SeedSequence,
@@ -81,6 +44,7 @@ def render_clip(
     preset: Preset,
     anomalous: bool = False,
     severity: float | None = None,
+    recordings: Recordings | None = None,
 ) -> Clip:
     """Simulate one clip.
 
@@ -97,7 +61,8 @@ def render_clip(
         snr_db: Bounds of the machine's level over the noise at the near microphone.
         preset: How hard the factory is.
         anomalous: Whether the machine has a fault, of a drawn kind.
-        severity: Of the fault, above 0 to 1; None draws it.
+        severity: Of the fault, 0 to 1; None draws it.
+        recordings: Real noise, in the place of some of the simulated.
     """
     # Not seed.spawn, which counts its calls: rendering a clip again gives the same clip.
     machine_rng, noise_rng, level_rng, fault_rng = (
@@ -108,18 +73,21 @@ def render_clip(
     )
     fault = _draw_fault(machine, preset, severity, fault_rng) if anomalous else NO_FAULT
     excitation = _excite(
-        machine, setting, fault, LEAD_IN + num_samples, preset, machine_rng, fault_rng
+        machine, setting, fault, scene.lead_in + num_samples, preset, machine_rng, fault_rng
     )
-    body = functools.partial(_body_gain, machine.resonances)
-    stem = machine_at_microphones(scene, excitation, body, lead_in=LEAD_IN)
-    noise = noise_at_microphones(
-        scene, num_samples, lead_in=LEAD_IN, spread_db=preset.noise_spread_db, rng=noise_rng
+    factor = machine.tool(setting).resonance_factor
+    body = functools.partial(
+        _body_gain,
+        tuple(item._replace(ring_hz=item.ring_hz * factor) for item in machine.resonances),
     )
-    noise += _self_noise(num_samples, noise_rng)
+    stem = machine_at_microphones(scene, excitation, body)
+    noise = scene.noise_at_microphones(
+        num_samples, spread_db=preset.noise_spread_db, rng=noise_rng, recordings=recordings
+    )
 
     machine_db = machine.level_db(setting) + level_rng.normal(0.0, 1.0)
-    noise_db = -level_rng.uniform(*snr_db)
-    overall_db = level_rng.uniform(-36.0, -30.0)  # of full scale: room for peaks
+    noise_db = -level_rng.uniform(*snr_db) - scene.snr_offset_db
+    overall_db = level_rng.uniform(*preset.level_db) + scene.level_offset_db  # of full scale
     near_rms = float(np.sqrt(np.mean(np.square(stem[0], dtype=np.float64))))
     stem *= np.float32(10 ** ((overall_db + machine_db) / 20) / max(near_rms, 1e-12))
     noise *= np.float32(10 ** ((overall_db + noise_db) / 20))
@@ -130,7 +98,7 @@ def render_clip(
 def _draw_fault(
     machine: Machine, preset: Preset, severity: float | None, rng: np.random.Generator
 ) -> Fault:
-    kind = str(rng.choice(list(FAULTS[machine.family])))
+    kind = str(rng.choice(list(faults_of(machine))))
     drawn = float(rng.uniform(*preset.severity))
     return make_fault(
         machine, kind, drawn if severity is None else severity, gain_db=preset.fault_gain_db
@@ -147,7 +115,8 @@ def _excite(
     fault_rng: np.random.Generator,
 ) -> Waveform:
     """Return the sum of a machine's parts and its fault's, (num_samples,), before the housing."""
-    setting_hz = machine.speeds_hz[setting.speed - 1]
+    tool = machine.tool(setting)
+    setting_hz = machine.speeds_hz[setting.speed - 1] * tool.speed_factor
     load = machine.loads[setting.load - 1]
     wandering = _wandering_speed(num_samples, preset.speed_spread, machine_rng)
     angle = np.cumsum(wandering) * (setting_hz * fault.speed_factor / SAMPLING_RATE)
@@ -162,7 +131,8 @@ def _excite(
             total += np.float32(10 ** (level_db / 20)) * part.render(angle, speed_ratio, rng)
         return total
 
-    excitation = unit_rms(mix(machine.parts, preset.level_spread_db, machine_rng))
+    own = (*(fault.own_parts or machine.parts), *tool.parts)
+    excitation = unit_rms(mix(own, preset.level_spread_db, machine_rng))
     if fault.wobble:
         turn = np.cos(2 * np.pi * np.mod(angle, 1.0).astype(np.float32))
         excitation *= 1 + np.float32(fault.wobble) * turn
@@ -178,17 +148,12 @@ def _wandering_speed(
     return np.interp(np.arange(num_samples), knots, drift)
 
 
-def _body_gain(
-    resonances: tuple[BodyResonance, ...], frequency_hz: NDArray[np.float64]
-) -> NDArray[np.complex64]:
-    """Return the housing's complex gain (bins,): 1, and more around each resonance."""
+@functools.lru_cache(maxsize=32)
+def _body_gain(resonances: tuple[BodyResonance, ...], size: int) -> NDArray[np.complex64]:
+    """Return the housing's complex gain (bins of an FFT): 1, and more around each resonance."""
+    frequency_hz = fft.rfftfreq(size, 1 / SAMPLING_RATE)
     gain = np.ones(len(frequency_hz), dtype=np.complex64)
     for resonance in resonances:
         detuning = 2 * resonance.quality * (frequency_hz / resonance.ring_hz - 1)
         gain += ((10 ** (resonance.gain_db / 20) - 1) / (1 + 1j * detuning)).astype(np.complex64)
     return gain
-
-
-def _self_noise(num_samples: int, rng: np.random.Generator) -> Waveform:
-    """Return the microphones' own noise (2, num_samples), 35 dB below the room's."""
-    return np.float32(10 ** (-35 / 20)) * rng.standard_normal((2, num_samples), dtype=np.float32)

@@ -1,30 +1,21 @@
-"""How machines break: a fault adds parts to a machine's sound, or changes the shaft's motion."""
+"""How machines break: a fault adds parts to a machine's sound, or changes the shaft's motion.
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+Here are the faults of preset `easy`; `damage.py` has those of `challenge`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 
-from .machines import Family, Machine
-from .parts import Hiss, Impacts, Part, Tones
+from .damage import DAMAGES, NO_FAULT, Fault, FaultMaker
+from .machines import Machine
+from .parts import Hiss, Impacts, Tones
 
 
-@dataclass(frozen=True, slots=True)
-class Fault:
-    """What a fault does to a machine's sound.
-
-    Attributes:
-        parts: Added to the machine's own; their level is relative to the machine's RMS.
-        wobble: Depth of an amplitude modulation of everything by the main shaft, 0 to 1.
-        speed_factor: Multiplies the speed.
-    """
-
-    parts: tuple[Part, ...] = ()
-    wobble: float = 0.0
-    speed_factor: float = 1.0
-
-
-NO_FAULT = Fault()
+def faults_of(machine: Machine) -> Mapping[str, FaultMaker]:
+    """Return the kinds of fault that a machine may have."""
+    return FAULTS[machine.family] if machine.geometry is None else DAMAGES[machine.family]
 
 
 def make_fault(machine: Machine, kind: str, severity: float, *, gain_db: float = 0.0) -> Fault:
@@ -32,11 +23,23 @@ def make_fault(machine: Machine, kind: str, severity: float, *, gain_db: float =
 
     Args:
         machine: Who has it.
-        kind: One of `FAULTS[machine.family]`.
-        severity: Above 0 (healthy) up to 1; amplitudes are proportional to it.
+        kind: One of `faults_of(machine)`.
+        severity: 0 (healthy) to 1; amplitudes are proportional to it.
         gain_db: Added to the level of whatever the fault adds: a preset's difficulty.
+
+    Raises:
+        ValueError: The machine cannot have such a fault, or the severity is not from 0 to 1.
     """
-    fault = FAULTS[machine.family][kind](machine, severity)
+    if kind not in faults_of(machine):
+        raise ValueError(
+            f"{machine.machine_type} has no fault {kind!r}. "
+            f"Choose from {', '.join(faults_of(machine))}."
+        )
+    if not 0 <= severity <= 1:
+        raise ValueError(f"severity={severity} must be from 0 (healthy) to 1.")
+    if severity == 0:
+        return NO_FAULT
+    fault = faults_of(machine)[kind](machine, severity)
     level_db = gain_db + 20 * np.log10(severity)
     return replace(
         fault,
@@ -116,7 +119,7 @@ def _slip(machine: Machine, severity: float) -> Fault:
     return Fault(speed_factor=1 - 0.02 - 0.04 * severity)
 
 
-FAULTS: dict[Family, dict[str, Callable[[Machine, float], Fault]]] = {
+FAULTS: dict[str, dict[str, FaultMaker]] = {
     "fan": {
         "imbalance": _imbalance,
         "bearing": _bearing,

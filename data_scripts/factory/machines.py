@@ -1,30 +1,85 @@
 """Machines: who they are, drawn once per seed, and how they may run.
 
-Four families, each from its simple physics. A *setting* (speed and load) is what the attributes in
-a file name tell.
+Here are the four families of preset `easy`, each from its simple physics; `families.py` has those
+of `challenge`. A *setting* (speed, load and tool) is what the attributes in a file name tell.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
-from .parts import Hiss, Impacts, Part, Tones
+from ..clip_names import NO_ATTRIBUTE  # noqa: TID252 - a wheel renames the parent
+from .families import PARTS
+from .parts import Impacts, Part
 
-Family = Literal["fan", "pump", "gearbox", "slider"]
+Family = Literal[
+    "fan", "gearbox", "valve", "ToyCar", "bearing", "slider", "pump", "ToyDrone", "sander"
+]
 FAMILIES: tuple[Family, ...] = get_args(Family)
 
 
 class Setting(NamedTuple):
-    """How a machine runs: 1-based positions of its speed and its load switch."""
+    """How a machine runs: 1-based positions of its switches, and the name of its tool."""
 
     speed: int
-    load: int
+    load: int = 1
+    tool: str = ""
 
-    def format(self) -> str:
-        """Return the attributes as in a file name, "spd_2_load_1"."""
-        return f"spd_{self.speed}_load_{self.load}"
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """What a machine drives or works with: a car body, a product, a grit.
+
+    Attributes:
+        name: As in a file name.
+        parts: What is heard of it, beside the machine's own parts.
+        speed_factor: By which it changes the speed.
+        resonance_factor: By which it shifts the housing's resonances.
+    """
+
+    name: str
+    parts: tuple[Part, ...] = ()
+    speed_factor: float = 1.0
+    resonance_factor: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class BearingGeometry:
+    """A rolling bearing, whose outer race stands still and whose inner race turns with the shaft.
+
+    The orders are events per revolution of the shaft (Randall and Antoni, 2011, eq. 1 to 4).
+
+    Attributes:
+        balls: How many.
+        size_ratio: Diameter of a ball over that of the circle of the balls' centres.
+        contact_angle: In radians.
+    """
+
+    balls: int
+    size_ratio: float
+    contact_angle: float
+
+    @property
+    def outer_order(self) -> float:
+        """Balls that pass a point of the outer race (BPFO)."""
+        return self.balls * self.cage_order
+
+    @property
+    def inner_order(self) -> float:
+        """Balls that pass a point of the inner race (BPFI)."""
+        return self.balls * (1 - self.cage_order)
+
+    @property
+    def cage_order(self) -> float:
+        """Revolutions of the cage (FTF)."""
+        return 0.5 * (1 - self.size_ratio * float(np.cos(self.contact_angle)))
+
+    @property
+    def spin_order(self) -> float:
+        """Revolutions of a ball about itself (BSF); a spot on it strikes twice in each."""
+        ratio = self.size_ratio * float(np.cos(self.contact_angle))
+        return (1 - ratio**2) / (2 * self.size_ratio)
 
 
 class BodyResonance(NamedTuple):
@@ -46,11 +101,14 @@ class Machine:
         speeds_hz: Of the main shaft, one per position of the speed switch.
         loads: 0 to 1, one per position of the load switch.
         source_settings: Settings of the source domain.
-        target_settings: Settings of the target domain, none of them a source setting.
+        target_settings: Settings of the target domain.
         resonances: Of the housing.
         bearing: What a damaged bearing adds, at full severity.
         passing_order: Orders of the strongest tone (blades, vanes, teeth), for faults beside it.
         has_attributes: Whether file names tell the setting.
+        spelling: How they tell it, with {speed}, {load} and {tool}.
+        tools: Those that settings name.
+        geometry: Of its bearing; None in preset `easy`, which only knows that it is damaged.
     """
 
     machine_type: str
@@ -64,6 +122,17 @@ class Machine:
     bearing: Impacts
     passing_order: int
     has_attributes: bool = True
+    spelling: str = "spd_{speed}_load_{load}"
+    tools: tuple[Tool, ...] = (Tool(""),)
+    geometry: BearingGeometry | None = None
+
+    def attributes(self, setting: Setting) -> str:
+        """Return a setting as file names spell it, "spd_2_load_1" or "noAttribute"."""
+        return self.spelling.format(**setting._asdict()) if self.has_attributes else NO_ATTRIBUTE
+
+    def tool(self, setting: Setting) -> Tool:
+        """Return what the machine drives or works with."""
+        return next(tool for tool in self.tools if tool.name == setting.tool)
 
     @property
     def nominal_hz(self) -> float:
@@ -87,7 +156,7 @@ def draw_machine(
     nominal_hz = {"fan": 24.0, "pump": 29.0, "gearbox": 18.0, "slider": 3.0}[family]
     nominal_hz *= rng.uniform(0.8, 1.25)
     step = rng.uniform(1.10, 1.22)
-    parts, passing_order = _PARTS[family](rng)
+    parts, passing_order = PARTS[family](rng)
     by_speed = bool(rng.random() < 0.5)  # else the target domain has another load
     source = tuple(Setting(speed, load) for speed in (1, 2) for load in (1, 2))
     target = (
@@ -119,136 +188,3 @@ def draw_machine(
         passing_order=passing_order,
         has_attributes=has_attributes,
     )
-
-
-def _decaying(rng: np.random.Generator, count: int, decay_db: float) -> tuple[float, ...]:
-    """Draw amplitudes in dB of `count` harmonics that fall by about `decay_db` each."""
-    return tuple((-decay_db * np.arange(count) + 3 * rng.standard_normal(count)).tolist())
-
-
-def _draw_fan(rng: np.random.Generator) -> tuple[tuple[Part, ...], int]:
-    """Blade-pass harmonics, shaft harmonics, and airflow that grows steeply with the speed."""
-    blades = int(rng.choice([5, 6, 7, 8, 9, 11]))
-    passing = Tones(
-        orders=tuple(blades * k for k in range(1, 13)),
-        amplitudes_db=_decaying(rng, 12, rng.uniform(2.0, 4.0)),
-        level_db=rng.uniform(-2, 2),
-        load_db=5.0,
-    )
-    shaft = Tones(
-        orders=tuple(range(1, 9)),
-        amplitudes_db=_decaying(rng, 8, 3.0),
-        level_db=rng.uniform(-14, -9),
-    )
-    airflow = Hiss(
-        centre_hz=rng.uniform(500, 1_100),
-        width_octaves=rng.uniform(1.2, 1.8),
-        order=blades,
-        depth=rng.uniform(0.1, 0.35),
-        follows_speed=True,
-        level_db=rng.uniform(-4, 1),
-        load_db=rng.uniform(-7, -5),
-        speed_db=10.0,
-    )
-    return (passing, shaft, airflow), blades
-
-
-def _draw_pump(rng: np.random.Generator) -> tuple[tuple[Part, ...], int]:
-    """Shaft and vane-pass harmonics, and a hiss that pulsates with the pressure."""
-    vanes = int(rng.choice([4, 5, 6, 7]))
-    passing = Tones(
-        orders=tuple(vanes * k for k in range(1, 9)),
-        amplitudes_db=_decaying(rng, 8, rng.uniform(3.0, 5.0)),
-        level_db=rng.uniform(-3, 1),
-        load_db=6.0,
-    )
-    shaft = Tones(
-        orders=tuple(range(1, 25)),
-        amplitudes_db=_decaying(rng, 24, rng.uniform(0.4, 1.0)),
-        level_db=rng.uniform(-6, -2),
-        load_db=-4.0,
-    )
-    flow = Hiss(
-        centre_hz=rng.uniform(1_500, 3_000),
-        width_octaves=rng.uniform(0.7, 1.2),
-        order=vanes,
-        depth=rng.uniform(0.3, 0.6),
-        sharpness=2.0,
-        level_db=rng.uniform(-5, -1),
-        load_db=4.0,
-        speed_db=6.0,
-    )
-    return (passing, shaft, flow), vanes
-
-
-def _draw_gearbox(rng: np.random.Generator) -> tuple[tuple[Part, ...], int]:
-    """Mesh harmonics with sidebands of both shafts, and a rumble of the bearings."""
-    teeth, output_teeth = int(rng.integers(17, 32)), int(rng.integers(35, 68))
-    ratio = teeth / output_teeth
-    sidebands = (0, -1, 1, -2, 2)
-    mesh_db = _decaying(rng, 5, rng.uniform(2.0, 4.0))
-    falls_db = (0.0, *(-rng.uniform(8, 16, size=4)))
-    mesh = Tones(
-        orders=tuple(teeth * k + j for k in range(1, 6) for j in sidebands),
-        amplitudes_db=tuple(float(a + b) for a in mesh_db for b in falls_db),
-        load_db=6.0,
-    )
-    output = Tones(
-        orders=tuple(output_teeth * k + j for k in range(1, 6) for j in sidebands[1:]),
-        amplitudes_db=tuple(float(a + b) for a in mesh_db for b in falls_db[1:]),
-        ratio=ratio,
-        level_db=rng.uniform(-14, -8),
-        load_db=6.0,
-    )
-    shafts = Tones(
-        orders=tuple(range(1, 13)),
-        amplitudes_db=_decaying(rng, 12, 1.5),
-        level_db=rng.uniform(-10, -5),
-    )
-    rumble = Hiss(
-        centre_hz=rng.uniform(300, 900),
-        width_octaves=rng.uniform(1.0, 1.8),
-        depth=rng.uniform(0.1, 0.3),
-        level_db=rng.uniform(-6, -1),
-        load_db=-2.0,
-        speed_db=6.0,
-    )
-    return (mesh, output, shafts, rumble), teeth
-
-
-def _draw_slider(rng: np.random.Generator) -> tuple[tuple[Part, ...], int]:
-    """Blows at both ends of a stroke, a motor behind a belt, and sliding noise in between."""
-    motor_order = int(rng.integers(11, 18))
-    blows = Impacts(
-        order=2.0,
-        ring_hz=rng.uniform(500, 1_600),
-        quality=rng.uniform(8, 20),
-        jitter=0.004,
-        level_db=rng.uniform(-3, 1),
-        load_db=6.0,
-        speed_db=6.0,
-    )
-    motor = Tones(
-        orders=tuple(motor_order * k for k in range(1, 15)),
-        amplitudes_db=_decaying(rng, 14, rng.uniform(0.8, 1.6)),
-        level_db=rng.uniform(-4, 0),
-        load_db=-2.0,
-    )
-    sliding = Hiss(
-        centre_hz=rng.uniform(1_500, 3_500),
-        width_octaves=rng.uniform(0.7, 1.2),
-        order=2.0,
-        depth=rng.uniform(0.5, 0.8),
-        level_db=rng.uniform(-6, -2),
-        load_db=2.0,
-        speed_db=6.0,
-    )
-    return (blows, motor, sliding), motor_order
-
-
-_PARTS: dict[Family, Callable[[np.random.Generator], tuple[tuple[Part, ...], int]]] = {
-    "fan": _draw_fan,
-    "pump": _draw_pump,
-    "gearbox": _draw_gearbox,
-    "slider": _draw_slider,
-}

@@ -6,21 +6,24 @@ import json
 import multiprocessing
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import soundfile
+from scipy.io import wavfile
 from tqdm import tqdm
 
-from nearfar.schema import DOMAINS, FAR, NEAR
+from nearfar.schema import FAR, NEAR
 
-from .acoustics import Scene, draw_hall, draw_scene
-from .clips import PRESETS, Clip, PresetName, render_clip
-from .machines import FAMILIES, Machine, draw_machine
+from .cast import machine_of, simulate_clip
+from .ground_truth import write_ground_truth
+from .machines import Machine
 from .parts import SAMPLING_RATE
 from .plan import FactoryArguments, PlannedClip, plan_clips
+from .presets import PresetName
+from .recordings import Recordings
 
 FACTORY_VERSION = 1  # goes up when the same seed gives other sounds
 
@@ -33,8 +36,11 @@ def simulate_factory(
     source_train: int = 990,
     target_train: int = 10,
     test_per_group: int = 50,
-    seconds: float = 10.0,
+    seconds: float | None = None,
     preset: PresetName = "easy",
+    eval_machines: int = 0,
+    noise_dir: str | Path | None = None,
+    components: bool = False,
     num_workers: int = 1,
     show_progress: bool = False,
 ) -> Path:
@@ -45,39 +51,51 @@ def simulate_factory(
 
     Args:
         output_dir: Gets `dev_data/raw/<machine type>/{train,test}/*.wav` and `factory.json`.
-        num_machines: A fan, a pump, a gearbox, a slider, another fan, ... Machine i of a seed is
-            the same whatever their number. Every fourth machine is without attributes.
+        num_machines: Of the development set; their families come in the order of the preset's.
+            Machine i of a seed is the same whatever their number.
         seed: Of machines, rooms and clips.
         source_train: Training clips of the source domain per machine.
         target_train: Of the target domain.
         test_per_group: Test clips per {source, target} x {normal, anomaly}.
-        seconds: Length of a clip.
+        seconds: Length of a clip; None is the preset's, which may differ between machines.
         preset: How hard it is, a key of `PRESETS`.
+        eval_machines: Further machines, below `eval_data/raw`: their training clips, and test clips
+            whose names tell nothing. `ground_truth_data`, `ground_truth_domain` and
+            `ground_truth_attributes` have what they do not tell.
+        noise_dir: Folder of recordings to be heard in the place of voices and other calls.
+        components: Whether to write, below `components`, what near hears of the machine alone
+            (channel 0) and of the noise alone (channel 1), for each clip; also later.
         num_workers: Processes.
         show_progress: Whether to draw a progress bar.
 
     Raises:
-        ValueError: An argument makes no sense.
+        ValueError: An argument makes no sense, or a recording cannot be used.
+        FileNotFoundError: There are no recordings in noise_dir.
         FileExistsError: The folder holds a factory of other arguments.
     """
+    recordings = None if noise_dir is None else Recordings.find(noise_dir)
     arguments = FactoryArguments(
-        num_machines, seed, source_train, target_train, test_per_group, seconds, preset
+        num_machines,
+        seed,
+        source_train,
+        target_train,
+        test_per_group,
+        seconds,
+        preset,
+        eval_machines,
+        recordings.digest if recordings else "",
     )
     if num_workers < 1:
         raise ValueError(f"num_workers={num_workers} must be at least 1.")
     output_dir = Path(output_dir)
-    machines = [machine_of(seed, number) for number in range(num_machines)]
-    _claim(output_dir, arguments, machines)
-    raw = output_dir / "dev_data" / "raw"
+    machines = {number: machine_of(seed, number, preset) for number in arguments.machines}
+    _claim(output_dir, arguments, list(machines.values()))
     plan = list(plan_clips(arguments))
-    for folder in {(raw / clip.path(machines[clip.machine])).parent for clip in plan}:
+    write = _Writer(output_dir, arguments, recordings, components=components)
+    for folder in {path.parent for clip in plan for path in write.files(clip)}:
         folder.mkdir(parents=True, exist_ok=True)
-    pending = [
-        clip
-        for clip in tqdm(plan, desc="checking", disable=not show_progress, leave=False)
-        if not _is_complete(raw / clip.path(machines[clip.machine]), arguments.num_samples)
-    ]
-    write = functools.partial(_write_clip, raw, arguments)
+    checking = tqdm(plan, desc="checking", disable=not show_progress, leave=False)
+    pending = [clip for clip in checking if not write.is_done(clip)]
     progress = functools.partial(
         tqdm,
         total=len(plan),
@@ -95,63 +113,48 @@ def simulate_factory(
         with ProcessPoolExecutor(min(num_workers, len(pending)), mp_context=context) as pool:
             for _ in progress(pool.map(write, pending, chunksize=8)):
                 pass
-    for number, machine in enumerate(machines):
-        _write_attributes(raw, machine, [clip for clip in plan if clip.machine == number])
+    for number, machine in machines.items():
+        clips = [clip for clip in plan if clip.machine == number]
+        named = [clip for clip in clips if clip.anonymous is None]
+        _write_attributes(output_dir / clips[0].raw, machine, named)
+        if tests := [clip for clip in clips if clip.anonymous is not None]:
+            write_ground_truth(output_dir, machine, tests)
     return output_dir
 
 
-@functools.lru_cache(maxsize=64)
-def machine_of(seed: int, number: int) -> Machine:
-    """Return machine `number` of the factories with this seed."""
-    family = FAMILIES[number % len(FAMILIES)]
-    generation = number // len(FAMILIES)
-    return draw_machine(
-        np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(0, number))),
-        family,
-        machine_type=f"{family}Sim{generation + 1 if generation else ''}",
-        has_attributes=number % len(FAMILIES) != len(FAMILIES) - 1,
-    )
+@dataclass(frozen=True)
+class _Writer:
+    """Simulates clips of a factory and writes their files."""
 
+    output_dir: Path
+    arguments: FactoryArguments
+    recordings: Recordings | None
+    components: bool = field(kw_only=True)
 
-@functools.lru_cache(maxsize=8)
-def scene_of(seed: int, number: int, domain: str) -> Scene:
-    """Return where machine `number` stands in a domain: two places of one hall."""
-    hall_seed = np.random.SeedSequence(seed, spawn_key=(1, number))
-    scene_seed = np.random.SeedSequence(seed, spawn_key=(2, number, DOMAINS.index(domain)))
-    return draw_scene(
-        np.random.default_rng(scene_seed), draw_hall(np.random.default_rng(hall_seed))
-    )
+    def files(self, clip: PlannedClip) -> list[Path]:
+        """Return the paths of a clip's files: the clip and, where asked for, its components."""
+        machine = machine_of(self.arguments.seed, clip.machine, self.arguments.preset)
+        below = clip.raw / clip.path(machine)
+        beside = [self.output_dir / "components" / below] if self.components else []
+        return [self.output_dir / below, *beside]
 
+    def is_done(self, clip: PlannedClip) -> bool:
+        """Tell whether all files of a clip are there and whole."""
+        num_samples = self.arguments.num_samples(clip.machine)
+        return all(_is_complete(path, num_samples) for path in self.files(clip))
 
-def simulate_clip(
-    arguments: FactoryArguments, clip: PlannedClip, *, severity: float | None = None
-) -> Clip:
-    """Return one clip of a factory; `severity` replaces an anomalous clip's own."""
-    machine = machine_of(arguments.seed, clip.machine)
-    preset = PRESETS[arguments.preset]
-    return render_clip(
-        machine,
-        scene_of(arguments.seed, clip.machine, clip.domain),
-        clip.setting(machine),
-        seed=np.random.SeedSequence(arguments.seed, spawn_key=(3, *clip.key)),
-        num_samples=arguments.num_samples,
-        snr_db=preset.snr_db[clip.domain],
-        preset=preset,
-        anomalous=clip.condition == "anomaly",
-        severity=severity,
-    )
-
-
-def _write_clip(raw: Path, arguments: FactoryArguments, clip: PlannedClip) -> None:
-    """Simulate a clip and write it; a file under its final name is always whole."""
-    simulated = simulate_clip(arguments, clip)
-    channels = np.empty((arguments.num_samples, 2))
-    channels[:, NEAR], channels[:, FAR] = simulated.near, simulated.far
-    pcm = np.clip(np.round(channels * 32_768), -32_768, 32_767).astype(np.int16)
-    path = raw / clip.path(machine_of(arguments.seed, clip.machine))
-    partial = path.with_suffix(".part")
-    soundfile.write(partial, pcm, SAMPLING_RATE, subtype="PCM_16", format="WAV")
-    partial.replace(path)
+    def __call__(self, clip: PlannedClip) -> None:
+        """Simulate a clip and write it; a file under its final name is always whole."""
+        simulated = simulate_clip(self.arguments, clip, recordings=self.recordings)
+        channels = np.empty((len(simulated.near), 2))
+        channels[:, NEAR], channels[:, FAR] = simulated.near, simulated.far
+        pcm = np.clip(np.round(channels * 32_768), -32_768, 32_767).astype(np.int16)
+        parts = np.stack([simulated.machine[0], simulated.noise[0]], axis=1)  # float32
+        for path, samples in zip(self.files(clip), (pcm, parts), strict=False):
+            partial = path.with_suffix(".part")
+            # Not soundfile: into a file of floating point it writes the time of day.
+            wavfile.write(partial, SAMPLING_RATE, samples)
+            partial.replace(path)
 
 
 def _is_complete(path: Path, num_samples: int) -> bool:
@@ -171,7 +174,7 @@ def _claim(output_dir: Path, arguments: FactoryArguments, machines: Sequence[Mac
         "version": FACTORY_VERSION,
         "machine_types": [machine.machine_type for machine in machines],
         "sampling_rate": SAMPLING_RATE,
-        "arguments": asdict(arguments),
+        "arguments": arguments.manifest(),
     }
     if path.exists():
         try:
@@ -203,7 +206,7 @@ def _differences(found: object, wanted: dict[str, Any]) -> str:
     arguments = found.get("arguments", {})
     return ", ".join(
         f"{name} is {arguments.get(name)!r} there, {value!r} here"
-        for name, value in wanted["arguments"].items()
+        for name, value in (dict.fromkeys(arguments) | wanted["arguments"]).items()
         if arguments.get(name) != value
     )
 
@@ -212,11 +215,12 @@ def _write_attributes(raw: Path, machine: Machine, plan: Sequence[PlannedClip]) 
     """Write attributes_00.csv: a path, then names and values of the attributes in turn."""
     path = raw / machine.machine_type / "attributes_00.csv"
     partial = path.with_suffix(".part")
-    header = ["d1p", "d1v", "d2p", "d2v"] if machine.has_attributes else []
+    rows = [(clip, clip.name(machine).attribute_pairs() or []) for clip in plan]
+    header = [f"d{n}{kind}" for n in range(1, 1 + len(rows[0][1])) for kind in "pv"]
     with partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["file_name", *header])
-        for clip in plan:
-            words = clip.setting(machine).format().split("_") if machine.has_attributes else []
+        for clip, pairs in rows:
+            words = [word for pair in pairs for word in pair]
             writer.writerow([clip.path(machine).as_posix(), *words])
     partial.replace(path)

@@ -14,7 +14,6 @@ import soundfile
 
 from data_scripts.clip_names import ClipName
 from data_scripts.factory import (
-    FAMILIES,
     FAULTS,
     PRESETS,
     FactoryArguments,
@@ -32,9 +31,10 @@ from data_scripts.factory import (
     simulate_factory,
 )
 from data_scripts.factory.__main__ import main
-from data_scripts.factory.acoustics import diffuse_noise
+from data_scripts.factory.noises import diffuse_noise
 from data_scripts.factory.parts import SAMPLING_RATE, Hiss, Impacts, Tones
 
+EASY = Path(__file__).resolve().parents[1] / "fixtures" / "factory" / "easy.json"
 TINY = {"source_train": 5, "target_train": 2, "test_per_group": 2, "seconds": 0.5}
 
 
@@ -142,6 +142,24 @@ def test_machines_and_clips_do_not_depend_on_how_many_others_there_are() -> None
     clip = PlannedClip(0, "test", "target", "anomaly", 0)
     assert clip in set(plan_clips(small)) & set(plan_clips(large))
     np.testing.assert_array_equal(simulate_clip(small, clip).near, simulate_clip(large, clip).near)
+
+
+def test_the_default_factory_sounds_as_it_always_did() -> None:
+    """The figures of the README were measured on it; the samples are those of its first version.
+
+    They may differ by one step of the converter: another computer rounds otherwise.
+    """
+    stored = json.loads(EASY.read_text(encoding="utf-8"))
+    arguments = FactoryArguments(4, 0, seconds=1.0)
+    assert arguments.preset == "easy"
+    for words, samples in stored.items():
+        number, split, domain, condition, index = words.split()
+        clip = simulate_clip(
+            arguments, PlannedClip(int(number), split, domain, condition, int(index))
+        )
+        pcm = np.round(32_768 * np.stack([clip.near, clip.far])[:, ::997])
+        np.testing.assert_allclose(pcm, samples, atol=1)
+    assert len(stored) == 12
 
 
 def test_no_two_clips_of_a_factory_share_their_random_numbers() -> None:
@@ -275,7 +293,7 @@ def test_a_hiss_pulsates_with_the_shaft() -> None:
 
 
 @pytest.mark.parametrize(
-    ("family", "kind"), [(family, kind) for family in FAMILIES for kind in FAULTS[family]]
+    ("family", "kind"), [(family, kind) for family in FAULTS for kind in FAULTS[family]]
 )
 def test_every_fault_grows_with_its_severity(family, kind) -> None:
     machine = draw_machine(np.random.default_rng(1), family)
@@ -390,7 +408,7 @@ def test_the_machine_without_the_noise_tells_clearly_more(simulated) -> None:
 def test_worse_faults_are_found_more_often(simulated) -> None:
     arguments = FactoryArguments(3, 1, seconds=1.0)
     mean = []
-    for severity in (0.1, 0.5, 2.0):
+    for severity in (0.1, 0.4, 1.0):
         broken = [
             (
                 train,
@@ -466,11 +484,11 @@ def test_a_far_microphone_that_no_noise_source_could_be_closer_to_is_moved(
     """In these factories, far first hangs above the machine; drawing sources would never end."""
     placed = []
 
-    def note_places(hall, sources, microphones):
+    def note_places(room, absorption, highest_reflection, sources, microphones):
         placed.append((*sources, *microphones))
         return np.ones((len(sources), len(microphones), 1), dtype=np.float32)
 
-    monkeypatch.setattr(acoustics, "_impulse_responses", note_places)
+    monkeypatch.setattr(acoustics, "impulse_responses", note_places)
     for number, domain in itertools.product(range(4), ("source", "target")):
         scene_of.__wrapped__(seed, number, domain)
     assert len(placed) == 8
