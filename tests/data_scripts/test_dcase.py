@@ -203,10 +203,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         if fault in ("break", "stall"):
             body = body[: len(body) // 2]
+        pace = 0.1 if fault == "slow" else 0.0  # 0.3 MB/s
         try:
             for at in range(0, len(body), 1 << 15):
                 self.wfile.write(body[at : at + (1 << 15)])
                 answer.body_bytes += len(body[at : at + (1 << 15)])
+                self.site.released.wait(pace) if pace else None
         except ConnectionError:
             return
         if fault == "stall":
@@ -704,7 +706,7 @@ def test_the_command_tells_failures_at_the_end_and_exits_with_1(
 def test_an_interrupted_command_is_resumed_by_the_next(server: Server, tmp_path: Path) -> None:
     content = archive_of("fan", num_bytes=6_000_000)
     path = server.publish("dev", "fan", content)
-    server.faults[path] = ["stall"]
+    server.faults[path] = ["slow"]
     process = run_command(server, tmp_path / "data", "--machine_types", "fan")
     deadline = time.monotonic() + 60
     while not any(
