@@ -77,6 +77,10 @@ class LoraArguments:
     encoders: list[str] = field(
         default_factory=lambda: list(ENCODERS), metadata={"help": f"Any of {', '.join(ENCODERS)}."}
     )
+    systems: list[str] = field(
+        default_factory=lambda: list(SYSTEMS),
+        metadata={"help": f"Any of {', '.join(SYSTEMS)}; the first is compared with the others."},
+    )
     keep_data: bool = field(default=False, metadata={"help": "Keep the simulated recordings."})
 
 
@@ -84,8 +88,12 @@ def main() -> None:
     """Pre-train the encoders, work through the seeds, then print a table for each encoder."""
     logging.basicConfig(level=logging.WARNING)
     args = parse_arguments(LoraArguments)
-    if unknown := sorted(set(args.encoders) - ENCODERS.keys()):
-        raise ValueError(f"--encoders {unknown} are unknown; there are {sorted(ENCODERS)}.")
+    for option, chosen, known in (
+        ("encoders", args.encoders, ENCODERS),
+        ("systems", args.systems, SYSTEMS),
+    ):
+        if unknown := sorted(set(chosen) - set(known)):
+            raise ValueError(f"--{option} {unknown} are unknown; there are {list(known)}.")
     folder = args.output_dir.resolve()
     untrained = [
         name
@@ -98,13 +106,13 @@ def main() -> None:
         pending = [
             (name, system)
             for name in args.encoders
-            for system in SYSTEMS
+            for system in args.systems
             if not (score_folder(folder, name, seed, system) / METRICS_FILE).is_file()
         ]
         if pending:
             evaluate(pending, seed, folder, keep_data=args.keep_data)
     for name in args.encoders:
-        print(f"\n{name}\n{format_encoder(name, args.seeds, folder)}")
+        print(f"\n{name}\n{format_encoder(name, args.seeds, args.systems, folder)}")
 
 
 def pretrain(names: Sequence[str], folder: Path, *, keep_data: bool) -> None:
@@ -157,10 +165,10 @@ def score_folder(folder: Path, name: str, seed: int, system: str) -> Path:
     return folder / name / f"seed_{seed:03d}" / system.replace(" ", "_")
 
 
-def format_encoder(name: str, seeds: Sequence[int], folder: Path) -> str:
+def format_encoder(name: str, seeds: Sequence[int], systems: Sequence[str], folder: Path) -> str:
     """Return the table of an encoder: over the seeds, or of the only one."""
     results = [
-        {"systems": compare({s: score_folder(folder, name, seed, s) for s in SYSTEMS})}
+        {"systems": compare({s: score_folder(folder, name, seed, s) for s in systems})}
         for seed in seeds
     ]
     return format_rows(results[0]["systems"]) if len(seeds) == 1 else format_seeds(seeds, results)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from scipy import stats
 
 from benchmarks.compare import METRICS, compare, format_rows
@@ -42,7 +43,7 @@ FACTORY = [
 ]
 TRAIN = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", 1]
 TRAIN += ["--num_machines", 1, "--mixed_precision", "no", "--dynamo_backend", "no"]
-TRAIN += ["--num_cpu_threads_per_process", os.cpu_count() or 1]  # the launcher sets 1
+TRAIN += ["--num_cpu_threads_per_process", torch.get_num_threads()]  # the launcher sets 1
 TRAIN += [ROOT / "train.py", "--recipe", RECIPE]
 SYSTEMS = ("fine-tuned", "untrained encoder", "log-mel 1-NN", "cancelled log-mel 1-NN")
 RESULT = "result.json"
