@@ -290,7 +290,9 @@ def build_encoder(args: TrainArguments) -> nn.Module:
     model_type = AutoConfig.from_pretrained(path).model_type
     if model_type not in ENCODERS:
         raise ValueError(f"{path} holds a {model_type!r}, not one of {sorted(ENCODERS)}.")
-    encoder = ENCODERS[model_type].from_pretrained(path)
+    encoder, found = ENCODERS[model_type].from_pretrained(path, output_loading_info=True)
+    if missing := sorted(found["missing_keys"]):  # transformers gives them random values
+        raise ValueError(f"{path} lacks {len(missing)} weights, {missing[0]!r} the first of them.")
     encoder.config.name_or_path = ""  # else a run folder's config.json would name the path
     return encoder
 

@@ -3,7 +3,7 @@
 import inspect
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
@@ -17,8 +17,30 @@ from .pooling import POOLINGS
 FORMAT_VERSION = 1  # of a published folder; older ones keep loading
 
 
+class OwnTypeConfig(PreTrainedConfig):
+    """A configuration that refuses to be read from a model of another type.
+
+    transformers only warns, and gives every weight that has another name a random value.
+    """
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Self:  # noqa: ANN401  what transformers passes on
+        """Return the configuration, as in transformers.
+
+        Raises:
+            ValueError: The values are of a model of another type.
+        """
+        came = config_dict.get("model_type", cls.model_type)
+        if came != cls.model_type:
+            raise ValueError(
+                f"This checkpoint is of a {came!r}, but {cls.__name__} describes a "
+                f"{cls.model_type!r}. Load it with the class of its own, or with AutoModel."
+            )
+        return super().from_dict(config_dict, **kwargs)
+
+
 @strict
-class BeatsConfig(PreTrainedConfig):
+class BeatsConfig(OwnTypeConfig):
     """Configuration of a `BeatsModel`; the defaults are those of the released BEATs-base.
 
     Args:
@@ -86,7 +108,7 @@ class BeatsConfig(PreTrainedConfig):
 
 
 @strict
-class EatConfig(PreTrainedConfig):
+class EatConfig(OwnTypeConfig):
     """Configuration of an `EatModel`; the defaults are those of the released EAT-base.
 
     EAT-large has hidden_size 1024, intermediate_size 4096, 24 layers and 16 heads.
@@ -152,7 +174,7 @@ class EatConfig(PreTrainedConfig):
 
 
 @strict
-class FisherConfig(PreTrainedConfig):
+class FisherConfig(OwnTypeConfig):
     """Configuration of a `FisherModel`; the defaults are those of the released FISHER-small.
 
     FISHER-tiny has hidden_size 192, intermediate_size 768 and 3 heads; FISHER-mini 256, 1024 and 4.
@@ -252,7 +274,7 @@ class EncoderSpec(SubConfigSpec):
 
 
 @strict
-class AsdConfig(PreTrainedConfig):
+class AsdConfig(OwnTypeConfig):
     """Configuration of an `AsdModel`: encoder, front end, what is scored, head and detector.
 
     Args:

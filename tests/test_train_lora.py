@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from peft import PeftModel
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import score
 import train
@@ -368,3 +368,16 @@ def test_two_processes_train_an_adapter_as_one(
         torch.testing.assert_close(
             *(bank.calibration_scores(machine) for bank in banks), rtol=1e-2, atol=1e-3
         )
+
+
+def test_an_encoder_folder_that_lacks_a_weight_is_refused(
+    encoder_dirs, factory_dir, tmp_path, monkeypatch
+) -> None:
+    folder = tmp_path / "encoder"
+    shutil.copytree(encoder_dirs["eat"], folder)
+    kept = weights(folder)
+    del kept["layers.1.fc2.weight"]
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"lacks 1 weights, 'layers\.1\.fc2\.weight'"):
+        run_script(train, words(folder, factory_dir, tmp_path / "run"), monkeypatch)
+    assert not (tmp_path / "run" / "run.json").exists()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from modeling import AsdModel
 from tests.modeling.encoders import ATTENTION, CLASSES, authors, noise, padded, recorded, tiny
 
 BINS = {"beats": 128, "eat": 128, "fisher": 201}
@@ -405,3 +406,16 @@ def test_a_saved_folder_carries_the_code_it_needs(
     }
     assert {"configuration_asd", "encoder_inputs", "encoder_layer", "spectrogram"} <= files
     assert not [file for file in files if file.startswith(("convert_", "original_"))]
+
+
+@pytest.mark.parametrize("other", CLASSES)
+@every_encoder
+def test_a_checkpoint_of_another_encoder_is_refused(name, other, tmp_path) -> None:
+    tiny(other).save_pretrained(tmp_path)
+    if name == other:
+        assert CLASSES[name][1].from_pretrained(tmp_path)
+        return
+    with pytest.raises(ValueError, match=f"'nearfar_{other}', but .* 'nearfar_{name}'"):
+        CLASSES[name][1].from_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=f"'nearfar_{other}'"):
+        AsdModel.from_pretrained(tmp_path)
