@@ -54,7 +54,8 @@ class EncodersArguments:
         default_factory=lambda: list(ENCODERS), metadata={"help": f"Of {', '.join(ENCODERS)}."}
     )
     batch_sizes: list[int] = field(default_factory=lambda: [1, 8, 32])
-    training_batch_size: int = 4
+    precision_batch_size: int = 2
+    training_batch_size: int = 2
     seconds: float = field(default=10.0, metadata={"help": "Length of a clip."})
     repetitions: int = field(default=3, metadata={"help": "Timed runs of each; medians count."})
 
@@ -78,7 +79,7 @@ def main() -> None:
         print("\nfloat32, ours and computed as the authors do")
         print(format_rows(speed_rows(args)))
     if "precision" in args.parts:
-        print("\nother precisions, batches of 8")
+        print(f"\nother precisions, batches of {args.precision_batch_size}")
         print(format_precisions(precision_rows(args)))
     if "training" in args.parts:
         print(f"\na training step of {args.training_batch_size} clips, float32")
@@ -115,12 +116,13 @@ def precision_rows(args: EncodersArguments) -> list[dict[str, Any]]:
             logger.info("%s, other precisions", name)
             encoder = new_encoder(name)
             num_samples = round(args.seconds * encoder.config.sampling_rate)
-            waveforms = noise(8, num_samples)
+            waveforms = noise(args.precision_batch_size, num_samples)
 
             @torch.inference_mode()
             def seconds_per_clip(prepared: nn.Module, waveforms: Tensor = waveforms) -> float:
                 prepared(waveforms)
-                return min(seconds(lambda: prepared(waveforms)) for _ in range(2)) / 8
+                best = min(seconds(lambda: prepared(waveforms)) for _ in range(2))
+                return best / args.precision_batch_size
 
             measured = measure_precisions(encoder, seconds_per_clip=seconds_per_clip)
             write_json(path, {"rows": [{"encoder": name} | row for row in measured]})

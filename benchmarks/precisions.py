@@ -28,7 +28,7 @@ FACTORY = {
     "source_train": 40,
     "target_train": 10,
     "test_per_group": 15,
-    "seconds": 3.0,
+    "seconds": 2.0,
 }
 
 
