@@ -24,10 +24,19 @@ class Encoder(NamedTuple):
         return model.eval()
 
 
+EAT_LARGE = {
+    "hidden_size": 1024,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "intermediate_size": 4096,
+}
+FISHER_MINI = {"hidden_size": 256, "intermediate_size": 1024, "num_attention_heads": 4}
 FISHER_TINY = {"hidden_size": 192, "intermediate_size": 768, "num_attention_heads": 3}
 ENCODERS = {
     "beats_base": Encoder(BeatsConfig, plain_beats),
     "eat_base": Encoder(EatConfig, plain_eat),
+    "eat_large": Encoder(lambda: EatConfig(**EAT_LARGE), plain_eat),
     "fisher_small": Encoder(FisherConfig, plain_fisher),
+    "fisher_mini": Encoder(lambda: FisherConfig(**FISHER_MINI), plain_fisher),
     "fisher_tiny": Encoder(lambda: FisherConfig(**FISHER_TINY), plain_fisher),
 }

@@ -37,6 +37,7 @@ from nearfar.files import read_json, write_json
 logger = logging.getLogger(__name__)
 
 PARTS = ("speed", "precision", "training")
+USUAL = ("beats_base", "eat_base", "fisher_small", "fisher_tiny")
 TRAINED = {  # options of benchmarks.training_step
     "all": [],
     "last 2 layers": ["--trainable_layers", "2"],
@@ -51,7 +52,7 @@ class EncodersArguments:
     output_dir: Path = field(metadata={"help": "Holds one file per measurement."})
     parts: list[str] = field(default_factory=lambda: list(PARTS))
     encoders: list[str] = field(
-        default_factory=lambda: list(ENCODERS), metadata={"help": f"Of {', '.join(ENCODERS)}."}
+        default_factory=lambda: list(USUAL), metadata={"help": f"Of {', '.join(ENCODERS)}."}
     )
     batch_sizes: list[int] = field(default_factory=lambda: [1, 8, 32])
     precision_batch_size: int = 2

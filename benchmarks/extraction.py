@@ -82,9 +82,12 @@ def main() -> None:
     elapsed = time.perf_counter() - start
     early = clips.peaks[min(len(clips.peaks) - 1, 4 * args.batch_size)]
     print(
-        f"{args.encoder}, {args.clips} clips of {args.seconds:g} s with near and far, batches of "
-        f"{args.batch_size}; torch {torch.__version__}, {platform.machine()}, {os.cpu_count()} "
-        f"cores, {torch.get_num_threads()} threads"
+        f"{args.encoder}, {model.num_parameters() / 1e6:.1f} M parameters; {args.clips} clips of "
+        f"{args.seconds:g} s with near and far, batches of {args.batch_size}"
+    )
+    print(
+        f"torch {torch.__version__}, {platform.machine()}, {os.cpu_count()} cores, "
+        f"{torch.get_num_threads()} threads"
     )
     print(f"{elapsed:.0f} s, {elapsed / args.clips:.3f} s per clip")
     print(
