@@ -1,12 +1,19 @@
 """Run the project's scripts in this process, as their command lines do."""
 
+import json
+import os
+import subprocess
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 from accelerate.state import AcceleratorState
+from safetensors.torch import load_file
 
+from modeling import ReferenceBank
 from tests.tiny import TINY_ENCODER
 
 TINY_RECIPE = (
@@ -24,3 +31,30 @@ def run_script(
     words = [str(argument) for argument in arguments]
     monkeypatch.setattr(sys, "argv", [f"{module.__name__}.py", *words])
     module.main()
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    """Return the tensors of a run folder."""
+    return load_file(run / "model.safetensors")
+
+
+def assert_two_processes_train_as_one(arguments: Sequence[object], folder: Path) -> None:
+    """Train by one process and by two, in folders of their own, and compare weights and banks."""
+    train = [Path(__file__).resolve().parents[1] / "train.py", *arguments, "--output_dir"]
+    one = [sys.executable, *train, folder / "one"]
+    subprocess.run([str(word) for word in one], check=True)
+    two = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu"]
+    two += ["--num_processes", 2, "--num_machines", 1, "--mixed_precision", "no"]
+    two += ["--dynamo_backend", "no", *train, folder / "two"]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    subprocess.run([str(word) for word in two], check=True, env=environment)
+    log = (folder / "two" / "trainer_state" / "log.jsonl").read_text()
+    assert json.loads(log.splitlines()[0])["config"]["num_processes"] == 2
+    one_weights, two_weights = weights(folder / "one"), weights(folder / "two")
+    for name, tensor in one_weights.items():
+        torch.testing.assert_close(tensor, two_weights[name], rtol=1e-3, atol=1e-4, msg=name)
+    banks = [ReferenceBank.from_pretrained(folder / name) for name in ("one", "two")]
+    for machine in banks[0].machines:
+        torch.testing.assert_close(
+            *(bank.calibration_scores(machine) for bank in banks), rtol=1e-2, atol=1e-3
+        )

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -15,7 +14,6 @@ import pytest
 import torch
 import yaml
 from huggingface_hub.errors import StrictDataclassError
-from safetensors.torch import load_file
 from transformers import pipeline
 
 import score
@@ -26,7 +24,7 @@ from nearfar import training
 from nearfar.evaluation import ScoreTable
 from nearfar.hub import read_run
 from nearfar.training import TrainingInterruptedError
-from tests.scripts import TINY_RECIPE, run_script
+from tests.scripts import TINY_RECIPE, assert_two_processes_train_as_one, run_script, weights
 from tests.tiny import ENCODERS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -50,10 +48,6 @@ def scored(trained: Path, factory_dir: Path, tmp_path_factory: pytest.TempPathFa
         arguments = ["--model", trained, "--data_dir", factory_dir, "--output_dir", folder]
         run_script(score, [*arguments, "--num_resamples", 50], monkeypatch)
     return folder
-
-
-def weights(run: Path) -> dict[str, torch.Tensor]:
-    return load_file(run / "model.safetensors")
 
 
 def test_a_run_folder_is_complete_and_holds_nothing_local(trained: Path) -> None:
@@ -390,21 +384,5 @@ def test_ctrl_c_saves_a_state_to_go_on_from(factory_dir: Path, tmp_path: Path) -
 
 @pytest.mark.slow
 def test_two_processes_train_as_one(factory_dir: Path, tmp_path: Path) -> None:
-    tail = ["--data_dir", factory_dir, *TINY_RECIPE, "--max_steps", "6", "--output_dir"]
-    one = [sys.executable, ROOT / "train.py", *tail, tmp_path / "one"]
-    subprocess.run(one, check=True)
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu"]
-    launch += ["--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no"]
-    launch += ["--dynamo_backend", "no", ROOT / "train.py", *tail, tmp_path / "two"]
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    subprocess.run(launch, check=True, env=environment)
-    log = (tmp_path / "two" / "trainer_state" / "log.jsonl").read_text()
-    assert json.loads(log.splitlines()[0])["config"]["num_processes"] == 2
-    one_weights, two_weights = weights(tmp_path / "one"), weights(tmp_path / "two")
-    for name, tensor in one_weights.items():
-        torch.testing.assert_close(tensor, two_weights[name], rtol=1e-3, atol=1e-4, msg=name)
-    banks = [ReferenceBank.from_pretrained(tmp_path / name) for name in ("one", "two")]
-    for machine in banks[0].machines:
-        torch.testing.assert_close(
-            *(bank.calibration_scores(machine) for bank in banks), rtol=1e-2, atol=1e-3
-        )
+    arguments = ["--data_dir", factory_dir, *TINY_RECIPE, "--max_steps", 6]
+    assert_two_processes_train_as_one(arguments, tmp_path)

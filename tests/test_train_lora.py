@@ -1,10 +1,7 @@
 """LoRA by train.py: a complete run folder with its adapter beside; and what no training means."""
 
 import importlib.util
-import json
-import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -22,14 +19,13 @@ from modeling import (
     AsdConfig,
     AsdForProxyClassification,
     AsdModel,
-    ReferenceBank,
 )
 from modeling.modeling_asd import Encoder
 from nearfar import training
 from nearfar.evaluation import ScoreTable
 from nearfar.files import read_json
 from nearfar.training import TrainingInterruptedError
-from tests.scripts import TINY_RECIPE, run_script
+from tests.scripts import TINY_RECIPE, assert_two_processes_train_as_one, run_script, weights
 from tests.tiny import ENCODERS as TINY_ENCODERS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -91,10 +87,6 @@ def outputs(model: torch.nn.Module) -> torch.Tensor:
     with torch.no_grad():
         output = model.eval()(near_values=near, far_values=far)
     return torch.cat([output.embedding.flatten(1), output.logits], dim=1)
-
-
-def weights(run: Path) -> dict[str, torch.Tensor]:
-    return load_file(run / "model.safetensors")
 
 
 @pytest.mark.parametrize("encoder", TINY_ENCODERS)
@@ -350,24 +342,8 @@ def test_pseudo_labels_come_from_the_encoder_as_it_is(
 def test_two_processes_train_an_adapter_as_one(
     encoder_dirs, factory_dir: Path, tmp_path: Path
 ) -> None:
-    tail = [ROOT / "train.py", *words(encoder_dirs["eat"], factory_dir, tmp_path / "one")]
-    tail += ["--max_steps", 6, *LORA]
-    subprocess.run([sys.executable, *map(str, tail)], check=True)
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu"]
-    launch += ["--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no"]
-    launch += ["--dynamo_backend", "no", *map(str, tail), "--output_dir", str(tmp_path / "two")]
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    subprocess.run(launch, check=True, env=environment)
-    log = (tmp_path / "two" / "trainer_state" / "log.jsonl").read_text()
-    assert json.loads(log.splitlines()[0])["config"]["num_processes"] == 2
-    one_weights, two_weights = weights(tmp_path / "one"), weights(tmp_path / "two")
-    for name, tensor in one_weights.items():
-        torch.testing.assert_close(tensor, two_weights[name], rtol=1e-3, atol=1e-4, msg=name)
-    banks = [ReferenceBank.from_pretrained(tmp_path / name) for name in ("one", "two")]
-    for machine in banks[0].machines:
-        torch.testing.assert_close(
-            *(bank.calibration_scores(machine) for bank in banks), rtol=1e-2, atol=1e-3
-        )
+    arguments = [*words(encoder_dirs["eat"], factory_dir, tmp_path), "--max_steps", 6, *LORA]
+    assert_two_processes_train_as_one(arguments, tmp_path)  # in folders of their own
 
 
 def test_an_encoder_folder_that_lacks_a_weight_is_refused(

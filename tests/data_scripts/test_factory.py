@@ -1,7 +1,6 @@
 """Laws of the simulated factory: what differs between healthy and broken, and what must not."""
 
 import csv
-import functools
 import hashlib
 import itertools
 import json
@@ -33,6 +32,7 @@ from data_scripts.factory import (
 from data_scripts.factory.__main__ import main
 from data_scripts.factory.noises import diffuse_noise
 from data_scripts.factory.parts import SAMPLING_RATE, Hiss, Impacts, Tones
+from tests.data_scripts.log_mel import auc, log_mel, nearest, shape
 
 EASY = Path(__file__).resolve().parents[1] / "fixtures" / "factory" / "easy.json"
 TINY = {"source_train": 5, "target_train": 2, "test_per_group": 2, "seconds": 0.5}
@@ -306,38 +306,6 @@ def test_every_fault_grows_with_its_severity(family, kind) -> None:
 
 
 # ---- How hard it is
-
-
-@functools.cache
-def mel_bank() -> np.ndarray:
-    """Return 128 triangles over the bins of a 1024-point spectrum, (513, 128)."""
-    mel = np.linspace(0, 2_595 * np.log10(1 + 8_000 / 700), 130)
-    edges = 700 * (10 ** (mel / 2_595) - 1)
-    frequency = np.fft.rfftfreq(1_024, 1 / SAMPLING_RATE)[:, None]
-    rising = (frequency - edges[:-2]) / (edges[1:-1] - edges[:-2])
-    falling = (edges[2:] - frequency) / (edges[2:] - edges[1:-1])
-    return np.maximum(np.minimum(rising, falling), 0).astype(np.float32)
-
-
-def log_mel(waveform: np.ndarray) -> np.ndarray:
-    """Return the time-averaged log-mel spectrum (128,) in dB."""
-    frames = np.lib.stride_tricks.sliding_window_view(waveform, 1_024)[::512]
-    power = np.square(np.abs(np.fft.rfft(frames * np.hanning(1_024).astype(np.float32))))
-    return (10 * np.log10(power @ mel_bank() + 1e-12)).mean(axis=0)
-
-
-def shape(waveform: np.ndarray) -> np.ndarray:
-    """Return the log-mel spectrum without the level, which is drawn for each clip."""
-    spectrum = log_mel(waveform)
-    return spectrum - spectrum.mean()
-
-
-def auc(anomalous: np.ndarray, normal: np.ndarray) -> float:
-    return float((anomalous[:, None] > normal).mean())
-
-
-def nearest(test: np.ndarray, references: np.ndarray) -> np.ndarray:
-    return np.linalg.norm(test[:, None] - references, axis=-1).min(axis=1)
 
 
 @pytest.fixture(scope="module")

@@ -1,12 +1,10 @@
 """Laws of preset `challenge`: physics of machines and rooms, and nothing to cheat with."""
 
-import functools
 import itertools
 import re
 
 import numpy as np
 import pytest
-from scipy.stats import rankdata
 
 from data_scripts.clip_names import ClipName
 from data_scripts.factory import (
@@ -28,6 +26,7 @@ from data_scripts.factory import (
 from data_scripts.factory.parts import SAMPLING_RATE
 from data_scripts.factory.plan import HALL_STREAM, stream
 from data_scripts.factory.workshop import Colour, ride
+from tests.data_scripts.log_mel import auc, nearest, shape
 
 PRESET = PRESETS["challenge"]
 KINDS = [(family, kind) for family in FAMILIES for kind in DAMAGES[family]]
@@ -330,39 +329,9 @@ def test_a_severity_of_0_is_a_healthy_machine() -> None:
         np.testing.assert_array_equal(healthy.near, broken.near)
 
 
-@functools.cache
-def mel_bank() -> np.ndarray:
-    """Return 128 triangles over the bins of a 1024-point spectrum, (513, 128)."""
-    mel = np.linspace(0, 2_595 * np.log10(1 + 8_000 / 700), 130)
-    edges = 700 * (10 ** (mel / 2_595) - 1)
-    frequency = np.fft.rfftfreq(1_024, 1 / SAMPLING_RATE)[:, None]
-    rising = (frequency - edges[:-2]) / (edges[1:-1] - edges[:-2])
-    falling = (edges[2:] - frequency) / (edges[2:] - edges[1:-1])
-    return np.maximum(np.minimum(rising, falling), 0).astype(np.float32)
-
-
-def log_mel(waveform: np.ndarray) -> np.ndarray:
-    """Return the time-averaged log-mel spectrum (128,) in dB, without its level."""
-    frames = np.lib.stride_tricks.sliding_window_view(waveform, 1_024)[::512]
-    power = np.square(np.abs(np.fft.rfft(frames * np.hanning(1_024).astype(np.float32))))
-    spectrum = (10 * np.log10(power @ mel_bank() + 1e-12)).mean(axis=0)
-    return spectrum - spectrum.mean()
-
-
-def auc(anomalous: np.ndarray, normal: np.ndarray) -> float:
-    """Return the area under the curve by ranks, so that ties count half."""
-    ranks = rankdata(np.concatenate([anomalous, normal]))
-    excess = ranks[: len(anomalous)].sum() - len(anomalous) * (len(anomalous) + 1) / 2
-    return float(excess / (len(anomalous) * len(normal)))
-
-
 def chance_error(num_anomalous: int, num_normal: int) -> float:
     """Return the standard deviation of the AUC of scores that tell nothing."""
     return float(np.sqrt((num_anomalous + num_normal + 1) / (12 * num_anomalous * num_normal)))
-
-
-def nearest(test: np.ndarray, references: np.ndarray) -> np.ndarray:
-    return np.linalg.norm(test[:, None] - references, axis=-1).min(axis=1)
 
 
 @pytest.fixture(scope="module")
@@ -390,7 +359,7 @@ def mean_auc(heard, view) -> float:
     """Return the AUC of a 1-NN on spectra of `view(clip)`, averaged over machines."""
     per_machine = []
     for groups in heard:
-        train, normal, anomaly = (np.stack([log_mel(view(c)) for c in clips]) for clips in groups)
+        train, normal, anomaly = (np.stack([shape(view(c)) for c in clips]) for clips in groups)
         per_machine.append(auc(nearest(anomaly, train), nearest(normal, train)))
     return float(np.mean(per_machine))
 
