@@ -31,7 +31,7 @@ from transformers import PreTrainedModel
 
 from benchmarks.encoder_sizes import ENCODERS
 from benchmarks.precisions import format_precisions, measure_precisions
-from nearfar.arguments import parse_arguments, script
+from nearfar.arguments import check_names, parse_arguments, script
 from nearfar.files import read_json, write_json
 
 logger = logging.getLogger(__name__)
@@ -65,12 +65,8 @@ def main() -> None:
     """Measure what is not there yet, then print the tables."""
     logging.basicConfig(format="%(message)s", level=logging.INFO)
     args = parse_arguments(EncodersArguments)
-    for name, chosen, known in (
-        ("parts", args.parts, PARTS),
-        ("encoders", args.encoders, ENCODERS),
-    ):
-        if unknown := sorted(set(chosen) - set(known)):
-            raise ValueError(f"--{name} {unknown} are unknown; there are {sorted(known)}.")
+    check_names("parts", args.parts, PARTS)
+    check_names("encoders", args.encoders, ENCODERS)
     args.output_dir.mkdir(parents=True, exist_ok=True)
     print(
         f"torch {torch.__version__}, {platform.machine()}, {os.cpu_count()} cores, "
@@ -112,7 +108,9 @@ def precision_rows(args: EncodersArguments) -> list[dict[str, Any]]:
     """Return a row per encoder and precision."""
     rows = []
     for name in args.encoders:
-        path = args.output_dir / f"{name}_precision_{args.seconds:g}s.json"
+        path = (
+            args.output_dir / f"{name}_precision_{args.precision_batch_size}_{args.seconds:g}s.json"
+        )
         if not path.is_file():
             logger.info("%s, other precisions", name)
             encoder = new_encoder(name)
@@ -137,8 +135,9 @@ def training_rows(args: EncodersArguments) -> list[dict[str, Any]]:
     for name in args.encoders:
         for trained, options in TRAINED.items():
             for checkpointing in (False, True):
-                words = "_".join([name, *trained.replace(",", "").split(), f"{checkpointing}"])
-                path = args.output_dir / f"{words}_{args.seconds:g}s.json"
+                words = [name, *trained.replace(",", "").split(), checkpointing]
+                words += [args.training_batch_size, f"{args.seconds:g}s.json"]
+                path = args.output_dir / "_".join(map(str, words))
                 if not path.is_file():
                     logger.info("%s, training %s, checkpointing %s", name, trained, checkpointing)
                     command = [sys.executable, "-m", "benchmarks.training_step", "--encoder", name]

@@ -17,7 +17,7 @@ import torch
 from benchmarks.encoder_sizes import ENCODERS
 from benchmarks.training_step import peak_memory_gib
 from modeling import AsdConfig, AsdFeatureExtractor, AsdModel
-from nearfar.arguments import parse_arguments, script
+from nearfar.arguments import check_names, parse_arguments, script
 from nearfar.embeddings import extract_embeddings
 
 
@@ -71,8 +71,7 @@ def main() -> None:
     """Embed, and print what it took."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     args = parse_arguments(ExtractionArguments)
-    if args.encoder not in ENCODERS:
-        raise ValueError(f"--encoder {args.encoder} is unknown; there are {sorted(ENCODERS)}.")
+    check_names("encoder", [args.encoder], ENCODERS)
     torch.manual_seed(0)
     model = AsdModel(AsdConfig(encoder_config=ENCODERS[args.encoder].config()))
     before = peak_memory_gib()

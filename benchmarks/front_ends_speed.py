@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from modeling import FRONT_ENDS
-from nearfar.arguments import parse_arguments, script
+from nearfar.arguments import check_names, parse_arguments, script
 
 SAMPLING_RATE = 16_000
 PATH_LENGTH = 160  # samples, 10 ms
@@ -38,8 +38,7 @@ class FrontEndsSpeedArguments:
 def main() -> None:
     """Measure all front ends in turn, then print the table."""
     args = parse_arguments(FrontEndsSpeedArguments)
-    if unknown := sorted(set(args.front_ends) - FRONT_ENDS.keys()):
-        raise ValueError(f"--front_ends {unknown} are unknown; there are {list(FRONT_ENDS)}.")
+    check_names("front_ends", args.front_ends, FRONT_ENDS)
     torch.set_num_threads(1)
     machine, near, far = simulate_clips(
         args.batch_size, round(args.seconds * SAMPLING_RATE), seed=args.seed

@@ -19,7 +19,7 @@ from typing import Any
 from benchmarks.compare import compare, format_rows
 from benchmarks.quickstart import FACTORY, ROOT, TRAIN, format_seeds, run_steps
 from modeling import AsdModel
-from nearfar.arguments import parse_arguments, script
+from nearfar.arguments import check_names, parse_arguments, script
 from nearfar.evaluation import METRICS_FILE
 from nearfar.files import whole_folder
 
@@ -88,12 +88,8 @@ def main() -> None:
     """Pre-train the encoders, work through the seeds, then print a table for each encoder."""
     logging.basicConfig(level=logging.WARNING)
     args = parse_arguments(LoraArguments)
-    for option, chosen, known in (
-        ("encoders", args.encoders, ENCODERS),
-        ("systems", args.systems, SYSTEMS),
-    ):
-        if unknown := sorted(set(chosen) - set(known)):
-            raise ValueError(f"--{option} {unknown} are unknown; there are {list(known)}.")
+    check_names("encoders", args.encoders, ENCODERS)
+    check_names("systems", args.systems, SYSTEMS)
     folder = args.output_dir.resolve()
     untrained = [
         name

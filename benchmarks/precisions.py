@@ -101,12 +101,13 @@ def measure_precisions(
     """
     rows = []
     exact = None
+    model = AsdModel(AsdConfig(encoder_config=encoder.config))
     with tempfile.TemporaryDirectory() as folder:
         simulate_factory(Path(folder), seed=0, **FACTORY)
         clips = load_near_far(folder, year=2026, subsets=["dev"], cache_dir=f"{folder}/cache")
         for precision, prepare in PRECISIONS.items():
-            prepared = prepare(copy.deepcopy(encoder))
-            tables = [embedded(prepared, clips[split]) for split in ("train", "test")]
+            model.encoder = prepare(copy.deepcopy(encoder))
+            tables = [embedded(model, clips[split]) for split in ("train", "test")]
             test = torch.from_numpy(tables[1].embedding.reshape(len(tables[1]), -1))
             exact = test if exact is None else exact  # float32 comes first
             shared = exact.mean(dim=0)
@@ -114,7 +115,7 @@ def measure_precisions(
             rows.append(
                 {
                     "precision": precision,
-                    "seconds": seconds_per_clip(prepared),
+                    "seconds": seconds_per_clip(model.encoder),
                     "cosine": least_cosine(test, exact),
                     "centred_cosine": least_cosine(test - shared, exact - shared),
                     "official_score": evaluate_scores(scores)["official_score"],
@@ -123,14 +124,12 @@ def measure_precisions(
     return rows
 
 
-def embedded(encoder: PreTrainedModel, clips: Sequence[dict[str, Any]]) -> EmbeddingTable:
-    """Return the mean-pooled embeddings of clips."""
-    model = AsdModel(AsdConfig(encoder_config=encoder.config))
-    model.encoder = encoder
+def embedded(model: AsdModel, clips: Sequence[dict[str, Any]]) -> EmbeddingTable:
+    """Return the embeddings of clips."""
     return extract_embeddings(
         model,
         decoded(clips),
-        AsdFeatureExtractor(min_num_samples=encoder.num_samples_per_patch),
+        AsdFeatureExtractor(min_num_samples=model.encoder.num_samples_per_patch),
         batch_size=8,
         description="clips",
     )

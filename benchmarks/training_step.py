@@ -25,7 +25,7 @@ from modeling import (
     AsdConfig,
     AsdForProxyClassification,
 )
-from nearfar.arguments import parse_arguments, script
+from nearfar.arguments import check_names, parse_arguments, script
 from nearfar.files import write_json
 
 NUM_CLASSES = 80  # machine x attribute x domain of DCASE 2026
@@ -139,8 +139,7 @@ def main() -> None:
     """Measure, and print a table."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     args = parse_arguments(TrainingStepArguments)
-    if args.encoder not in ENCODERS:
-        raise ValueError(f"--encoder {args.encoder} is unknown; there are {sorted(ENCODERS)}.")
+    check_names("encoder", [args.encoder], ENCODERS)
     model = build_model(args)
     before = peak_memory_gib()
     times = training_steps(

@@ -7,7 +7,7 @@ import logging
 import sys
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -68,6 +68,12 @@ def parse_arguments(cls: type[Arguments], argv: Sequence[str] | None = None) -> 
         value = coerce(field.name, getattr(arguments, field.name), _hint(cls, field.name))
         setattr(arguments, field.name, value)
     return typing.cast(Arguments, arguments)
+
+
+def check_names(option: str, chosen: Sequence[str], known: Collection[str]) -> None:
+    """Raise ValueError where an option names what there is not."""
+    if unknown := sorted(set(chosen) - set(known)):
+        raise ValueError(f"--{option} {unknown} are unknown; there are {list(known)}.")
 
 
 def read_recipe(cls: type, path: Path) -> dict[str, Any]:

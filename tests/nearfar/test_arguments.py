@@ -12,7 +12,7 @@ import yaml
 
 import train
 from modeling import AsdConfig
-from nearfar.arguments import coerce, parse_arguments, script
+from nearfar.arguments import check_names, coerce, parse_arguments, script
 from nearfar.training import TrainingInterruptedError
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -402,3 +402,11 @@ def test_an_interruption_says_how_to_go_on(capsys: pytest.CaptureFixture[str]) -
 def test_a_programming_error_is_not_dressed_up() -> None:
     with pytest.raises(ZeroDivisionError):
         script(failing(ZeroDivisionError()))
+
+
+def test_names_of_nothing_there_is_are_refused_all_at_once() -> None:
+    known = {"beats": 1, "eat": 2}
+    check_names("encoders", ["eat"], known)
+    check_names("encoders", [], known)
+    with pytest.raises(ValueError, match=r"--encoders \['ast', 'clap'\] are unknown; .*'beats'"):
+        check_names("encoders", ["clap", "eat", "ast"], known)
