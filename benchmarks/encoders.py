@@ -21,6 +21,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -117,16 +118,35 @@ def precision_rows(args: EncodersArguments) -> list[dict[str, Any]]:
             num_samples = round(args.seconds * encoder.config.sampling_rate)
             waveforms = noise(args.precision_batch_size, num_samples)
 
-            @torch.inference_mode()
-            def seconds_per_clip(prepared: nn.Module, waveforms: Tensor = waveforms) -> float:
-                prepared(waveforms)
-                best = min(seconds(lambda: prepared(waveforms)) for _ in range(2))
-                return best / args.precision_batch_size
+            def time_in_turn(
+                prepared: Mapping[str, nn.Module], waveforms: Tensor = waveforms
+            ) -> dict[str, float]:
+                return seconds_per_clip(prepared, waveforms, repetitions=args.repetitions)
 
-            measured = measure_precisions(encoder, seconds_per_clip=seconds_per_clip)
+            measured = measure_precisions(encoder, time_in_turn=time_in_turn)
             write_json(path, {"rows": [{"encoder": name} | row for row in measured]})
         rows += read_json(path)["rows"]
     return rows
+
+
+@torch.inference_mode()
+def seconds_per_clip(
+    encoders: Mapping[str, nn.Module], waveforms: Tensor, *, repetitions: int
+) -> dict[str, float]:
+    """Return the median time of each encoder, timed in turn after a first pass that does not count.
+
+    Args:
+        encoders: By name.
+        waveforms: (batch, num_samples).
+        repetitions: Timed runs of each.
+    """
+    for encoder in encoders.values():
+        encoder(waveforms)
+    times: dict[str, list[float]] = {name: [] for name in encoders}
+    for _ in range(repetitions):
+        for name, encoder in encoders.items():
+            times[name].append(seconds(partial(encoder, waveforms)))
+    return {name: statistics.median(runs) / len(waveforms) for name, runs in times.items()}
 
 
 def training_rows(args: EncodersArguments) -> list[dict[str, Any]]:

@@ -5,7 +5,7 @@
 
 import copy
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +87,9 @@ PRECISIONS: dict[str, Callable[[PreTrainedModel], PreTrainedModel]] = {
 
 
 def measure_precisions(
-    encoder: PreTrainedModel, *, seconds_per_clip: Callable[[nn.Module], float]
+    encoder: PreTrainedModel,
+    *,
+    time_in_turn: Callable[[Mapping[str, nn.Module]], dict[str, float]],
 ) -> list[dict[str, Any]]:
     """Return a row per precision: `seconds` per clip, `cosine`, `centred_cosine`, `official_score`.
 
@@ -97,16 +99,16 @@ def measure_precisions(
 
     Args:
         encoder: In float32, for evaluation.
-        seconds_per_clip: Times an encoder.
+        time_in_turn: Returns the seconds per clip of each encoder, by name.
     """
     rows = []
+    prepared = {name: prepare(copy.deepcopy(encoder)) for name, prepare in PRECISIONS.items()}
     exact = None
     model = AsdModel(AsdConfig(encoder_config=encoder.config))
     with tempfile.TemporaryDirectory() as folder:
         simulate_factory(Path(folder), seed=0, **FACTORY)
         clips = load_near_far(folder, year=2026, subsets=["dev"], cache_dir=f"{folder}/cache")
-        for precision, prepare in PRECISIONS.items():
-            model.encoder = prepare(copy.deepcopy(encoder))
+        for precision, model.encoder in prepared.items():
             tables = [embedded(model, clips[split]) for split in ("train", "test")]
             test = torch.from_numpy(tables[1].embedding.reshape(len(tables[1]), -1))
             exact = test if exact is None else exact  # float32 comes first
@@ -115,13 +117,13 @@ def measure_precisions(
             rows.append(
                 {
                     "precision": precision,
-                    "seconds": seconds_per_clip(model.encoder),
                     "cosine": least_cosine(test, exact),
                     "centred_cosine": least_cosine(test - shared, exact - shared),
                     "official_score": evaluate_scores(scores)["official_score"],
                 }
             )
-    return rows
+    times = time_in_turn(prepared)
+    return [row | {"seconds": times[row["precision"]]} for row in rows]
 
 
 def embedded(model: AsdModel, clips: Sequence[dict[str, Any]]) -> EmbeddingTable:

@@ -102,7 +102,9 @@ def test_an_int8_encoder_hears_a_clip_the_same_beside_a_louder_one(name: str) ->
 
 @pytest.mark.slow
 def test_other_precisions_stand_beside_float32(monkeypatch) -> None:
-    rows = measure_precisions(build("fisher"), seconds_per_clip=lambda _: 1.0)
+    rows = measure_precisions(
+        build("fisher"), time_in_turn=lambda encoders: dict.fromkeys(encoders, 1.0)
+    )
     by_name = {row["precision"]: row for row in rows}
     assert list(by_name) == ["float32", "compiled", "bfloat16", "int8"]
     assert by_name["float32"]["cosine"] == pytest.approx(1.0, abs=1e-6)
