@@ -322,7 +322,7 @@ class AsdConfig(OwnTypeConfig):
         "lms",
         "nlms",
         "rls",
-        "frequency_domain_nlms",
+        "block_nlms",
     ] = "near"
     front_end_options: dict[str, Any] | None = None
     channels: list[str] | tuple[str, ...] = ("near",)

@@ -15,6 +15,16 @@ FORMAT_VERSION = 1
 KINDS = ("model", "autoencoder", "fusion", "feature_fusion")
 RUN_FILE = "run.json"
 ADAPTER_FOLDER = "adapter"
+GUARD_TEXT = """\
+`{front_end}` uses the far microphone, which hears the machine, too, so it may take what is listened
+for. A guard, fitted on the references alone, falls back to the near microphone (strength 0) where
+the machine stands out less afterwards: where the contrast, the mean ln of how far a changed machine
+would lie from the references relative to another normal clip, falls. Beside it: what the front end
+took of near's energy, and of the energy on near's stable spectral lines.
+
+| machine | strength | contrast, near | contrast, cleaned | taken | taken of lines |
+| --- | --- | --- | --- | --- | --- |
+"""
 
 
 def write_run(
@@ -114,4 +124,23 @@ def model_card(
         num_calibration=metrics["num_calibration"],
         example=sorted(thresholds)[0],
         thresholds="\n".join(rows),
+        guard=guard_section(config.front_end, metrics["guard"]),
     )
+
+
+def guard_section(front_end: str, guard: Mapping[str, Mapping[str, Any]] | None) -> str:
+    """Return what the card says of the guard.
+
+    Args:
+        front_end: Its name.
+        guard: Machine -> the fields of a `GuardDecision`; None without a guard.
+    """
+    if not guard:
+        return f"No guard: `{front_end}` is applied to the clips of every machine."
+    rows = [
+        f"| {machine} | {decision['strength']:g} | {decision['contrast_near']:.2f} | "
+        f"{decision['contrast_cleaned']:.2f} | {decision['taken_db']:.1f} dB | "
+        f"{'none' if (lines := decision['lines_taken_db']) is None else f'{lines:.1f} dB'} |"
+        for machine, decision in sorted(guard.items())
+    ]
+    return GUARD_TEXT.format(front_end=front_end) + "\n".join(rows)
