@@ -32,6 +32,7 @@ from modeling import (
     ReferenceBank,
     encoder_fingerprint,
 )
+from modeling.configuration_asd import CHANNELS
 from modeling.convert_original import load_original
 from modeling.spectrogram import KaldiLogMel
 from nearfar.arguments import parse_arguments, script
@@ -90,7 +91,13 @@ class TrainArguments(TrainingOptions):
         default="none",
         metadata={"help": "fitted: the front end goes only where its references say it helps."},
     )
-    channels: list[str] = field(default_factory=lambda: ["near"])
+    channels: list[str] = field(
+        default_factory=lambda: ["near"],
+        metadata={"help": f"Scored, a view each; any of {', '.join(CHANNELS)}."},
+    )
+    residual_weight: float = field(
+        default=0.5, metadata={"help": "Of far's embedding in channel residual."}
+    )
     layers: list[int] | None = field(default=None, metadata={"help": "Scored; None is the last."})
     pooling: str = "mean"
     pooling_options: dict | str | None = None

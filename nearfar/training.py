@@ -355,10 +355,10 @@ def augmented(
     lengths = batch["attention_mask"].sum(dim=1)
     num_samples = min(int(options.crop_seconds * config.sampling_rate), int(lengths.max()))
     if config.front_end != "near":
-        if "far" in config.channels:
+        if list(config.channels) != ["near"]:
             raise ValueError(
-                f"crop_seconds cannot follow front_end={config.front_end!r} where the far channel "
-                "is encoded, too. Train on whole clips: --crop_seconds none."
+                f"crop_seconds cannot follow front_end={config.front_end!r} where channels="
+                f"{list(config.channels)} are heard. Train on whole clips: --crop_seconds none."
             )
         with torch.no_grad():
             heard = asd.waveforms(
