@@ -34,7 +34,6 @@ from modeling import (
 )
 from modeling.configuration_asd import CHANNELS
 from modeling.convert_original import load_original
-from modeling.spectrogram import KaldiLogMel
 from nearfar.arguments import parse_arguments, script
 from nearfar.embeddings import EmbeddingTable, extract_embeddings
 from nearfar.guard import GuardDecision, fit_guard
@@ -346,7 +345,6 @@ def guard_machines(
         return {}
     guard = fit_guard(
         FRONT_ENDS[args.front_end](**(args.front_end_options or {})),
-        KaldiLogMel(sampling_rate=feature_extractor.sampling_rate),
         decoded(references),
         feature_extractor,
         batch_size=args.extraction_batch_size,

@@ -39,7 +39,6 @@ from benchmarks.quickstart import RECIPE, paired_interval
 from data_scripts.factory import FactoryArguments, PlannedClip, simulate_clip, simulate_factory
 from data_scripts.near_far import decoded, known, load_near_far
 from modeling import FRONT_ENDS, AsdFeatureExtractor, AsdModel, FrontEnd
-from modeling.spectrogram import KaldiLogMel
 from nearfar.arguments import check_names, parse_arguments, read_recipe, script
 from nearfar.dcase_task2.metrics import official_score
 from nearfar.embeddings import extract_embeddings, model_inputs
@@ -172,9 +171,7 @@ def evaluate(
     """Return a front end's results: machine -> SI-SDR gain, the guard's strength, metrics."""
     front_end, extractor = FRONT_ENDS[name](), AsdFeatureExtractor()
     splits = {split: list(cleaned(front_end, decoded(clips[split]))) for split in clips}
-    guard = fit_guard(
-        front_end, KaldiLogMel(), decoded(clips["train"]), extractor, batch_size=BATCH_SIZE
-    )
+    guard = fit_guard(front_end, decoded(clips["train"]), extractor, batch_size=BATCH_SIZE)
     gains = si_sdr_gains(decoded(clips["test"]), splits["test"], data)
     results: dict[str, Any] = {
         machine: {"si_sdr_gain_db": gains[machine], "guard": decision._asdict()}

@@ -18,12 +18,11 @@ ADAPTER_FOLDER = "adapter"
 GUARD_TEXT = """\
 `{front_end}` uses the far microphone, which hears the machine, too, so it may take what is listened
 for. A guard, fitted on the references alone, falls back to the near microphone (strength 0) where
-the machine stands out less afterwards: where the contrast, the mean ln of how far a changed machine
-would lie from the references relative to another normal clip, falls. Beside it: what the front end
-took of near's energy, and of the energy on near's stable spectral lines.
+the front end takes clearly more of near's stable spectral lines, which are the machine's, than of
+the rest of the spectrum.
 
-| machine | strength | contrast, near | contrast, cleaned | taken | taken of lines |
-| --- | --- | --- | --- | --- | --- |
+| machine | strength | taken of all | taken of lines | taken beside them |
+| --- | --- | --- | --- | --- |
 """
 
 
@@ -138,9 +137,13 @@ def guard_section(front_end: str, guard: Mapping[str, Mapping[str, Any]] | None)
     if not guard:
         return f"No guard: `{front_end}` is applied to the clips of every machine."
     rows = [
-        f"| {machine} | {decision['strength']:g} | {decision['contrast_near']:.2f} | "
-        f"{decision['contrast_cleaned']:.2f} | {decision['taken_db']:.1f} dB | "
-        f"{'none' if (lines := decision['lines_taken_db']) is None else f'{lines:.1f} dB'} |"
+        f"| {machine} | {decision['strength']:g} | {decibels(decision['taken_db'])} | "
+        f"{decibels(decision['lines_taken_db'])} | {decibels(decision['rest_taken_db'])} |"
         for machine, decision in sorted(guard.items())
     ]
     return GUARD_TEXT.format(front_end=front_end) + "\n".join(rows)
+
+
+def decibels(value: float | None) -> str:
+    """Return a level as the card shows it."""
+    return "none" if value is None else f"{value:.1f} dB"

@@ -37,14 +37,15 @@ def assert_same_system(run: Path, other: Path, factory_dir: Path) -> None:
 
 @pytest.mark.parametrize("crop", [("--crop_seconds", "0.5"), ()], ids=["crop", "whole"])
 @pytest.mark.parametrize(
-    ("least_gain", "strength", "same_as"),
-    [(np.inf, 0.0, ("--front_end", "near")), (-np.inf, 1.0, CANCEL)],
+    ("strength", "same_as"),
+    [(0.0, ("--front_end", "near")), (1.0, CANCEL)],
     ids=["refused", "allowed"],
 )
 def test_a_refused_front_end_is_none_and_an_allowed_one_is_as_without_guard(
-    factory_dir, tmp_path, monkeypatch, least_gain, strength, same_as, crop
+    factory_dir, tmp_path, monkeypatch, strength, same_as, crop
 ) -> None:
-    monkeypatch.setattr(guard, "MIN_CONTRAST_GAIN", least_gain)
+    decision = guard.GuardDecision(strength, taken_db=1.0, lines_taken_db=None, rest_taken_db=1.0)
+    monkeypatch.setattr(guard, "decide", lambda *_: decision)
     guarded = run(tmp_path / "a", factory_dir, monkeypatch, *CANCEL, "--guard", "fitted", *crop)
     other = run(tmp_path / "b", factory_dir, monkeypatch, *same_as, *crop)
     bank = ReferenceBank.from_pretrained(guarded)
@@ -62,14 +63,14 @@ def test_the_decisions_are_in_the_metrics_and_explained_in_the_card(
     assert {name: decision["strength"] for name, decision in decisions.items()} == bank.guard
     card = (folder / "README.md").read_text()
     for machine, decision in decisions.items():
-        assert decision["contrast_near"] > 0
-        assert f"| {machine} | {decision['strength']:g} | {decision['contrast_near']:.2f} |" in card
+        assert decision["taken_db"] > 0
+        assert f"| {machine} | {decision['strength']:g} | {decision['taken_db']:.1f} dB |" in card
 
 
 def test_the_guard_hears_references_only(factory_dir, tmp_path, monkeypatch) -> None:
     heard = []
 
-    def note(front_end, spectrogram, clips, feature_extractor, **_):
+    def note(front_end, clips, feature_extractor, **_):
         heard.extend((clip["machine"], clip["file_name"]) for clip in clips)
         return {}
 
