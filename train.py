@@ -6,7 +6,7 @@ accelerate launch train.py --recipe recipes/quickstart.yaml --data_dir DATA --ou
 import copy
 import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -21,6 +21,7 @@ from transformers.utils import is_peft_available
 from data_scripts.near_far import decoded, known, load_near_far
 from modeling import (
     ENCODERS,
+    FRONT_ENDS,
     LORA_MODULES_TO_SAVE,
     LORA_TARGET_MODULES,
     POOLINGS,
@@ -31,9 +32,11 @@ from modeling import (
     ReferenceBank,
     encoder_fingerprint,
 )
+from modeling.configuration_asd import CHANNELS
 from modeling.convert_original import load_original
 from nearfar.arguments import parse_arguments, script
 from nearfar.embeddings import EmbeddingTable, extract_embeddings
+from nearfar.guard import GuardDecision, fit_guard
 from nearfar.hub import write_run
 from nearfar.proxy_labels import PARTS, ProxyLabels, pseudo_attributes
 from nearfar.splits import held_out_rows
@@ -83,7 +86,17 @@ class TrainArguments(TrainingOptions):
     )
     front_end: str = "near"
     front_end_options: dict | str | None = None
-    channels: list[str] = field(default_factory=lambda: ["near"])
+    guard: Literal["none", "fitted"] = field(
+        default="none",
+        metadata={"help": "fitted: the front end goes only where its references say it helps."},
+    )
+    channels: list[str] = field(
+        default_factory=lambda: ["near"],
+        metadata={"help": f"Scored, a view each; any of {', '.join(CHANNELS)}."},
+    )
+    residual_weight: float = field(
+        default=0.5, metadata={"help": "Of far's embedding in channel residual."}
+    )
     layers: list[int] | None = field(default=None, metadata={"help": "Scored; None is the last."})
     pooling: str = "mean"
     pooling_options: dict | str | None = None
@@ -152,6 +165,7 @@ def main() -> None:
     logging.basicConfig(format="%(message)s", level=logging.INFO)
     args = parse_arguments(TrainArguments)
     check_lora(args)
+    check_guard(args)
     accelerator = build_accelerator(args)
     set_seed(args.seed)
     clips = load_clips(args, accelerator)
@@ -166,12 +180,23 @@ def main() -> None:
         min_num_samples=encoder.num_samples_per_patch,
         peak_normalize=args.peak_normalize,
     )
-    labels = make_labels(args, encoder, references, reference_rows, feature_extractor, accelerator)
+    guard = guard_machines(args, references, feature_extractor, accelerator)
+    strengths = {machine: decision.strength for machine, decision in guard.items()}
+    labels = make_labels(
+        args, encoder, references, reference_rows, feature_extractor, strengths, accelerator
+    )
     model = build_model(args, encoder, labels)
     adapter = None
     if not args.no_training:
         model, adapter = fine_tune(
-            model, references, reference_rows, labels, feature_extractor, args, accelerator
+            model,
+            references,
+            reference_rows,
+            labels,
+            feature_extractor,
+            strengths,
+            args,
+            accelerator,
         )
 
     def embed(chosen: Any, description: str) -> EmbeddingTable:  # noqa: ANN401 - a Dataset
@@ -181,6 +206,7 @@ def main() -> None:
             feature_extractor,
             batch_size=args.extraction_batch_size,
             accelerator=accelerator,
+            front_end_strength=strengths,
             num_workers=args.dataloader_num_workers,
             description=description,
         )
@@ -188,7 +214,8 @@ def main() -> None:
     table = embed(references, "references")
     calibrating = embed(clips.select(calibration), "calibration") if len(calibration) else None
     model.to("cpu")
-    bank = ReferenceBank(model.config, fingerprint=encoder_fingerprint(model.asd)).fit(
+    fingerprint = encoder_fingerprint(model.asd)
+    bank = ReferenceBank(model.config, fingerprint=fingerprint, guard=strengths).fit(
         table, calibration=calibrating, frozen_encoder=args.no_training
     )
     if accelerator.is_main_process:
@@ -204,6 +231,7 @@ def main() -> None:
                 "seed": args.seed,
                 "recipe": args.recipe.stem if args.recipe else None,
                 "frozen_encoder": args.no_training,
+                "guard": {name: decision._asdict() for name, decision in guard.items()} or None,
                 "num_classes": labels.num_classes,
                 "num_references": len(references),
                 "num_calibration": len(calibration),
@@ -232,6 +260,15 @@ def check_lora(args: TrainArguments) -> None:
         )
     if not is_peft_available():
         raise ValueError("lora_rank needs the package peft: pip install 'nearfar[train]'.")
+
+
+def check_guard(args: TrainArguments) -> None:
+    """Raise ValueError where there is no front end for the guard to judge."""
+    if args.guard != "none" and args.front_end == "near":
+        raise ValueError(
+            f"guard={args.guard!r} judges a front end, but front_end='near' changes nothing. "
+            "Choose a front end that uses far, or leave the guard out."
+        )
 
 
 def build_accelerator(args: TrainArguments) -> Accelerator:
@@ -297,12 +334,35 @@ def build_encoder(args: TrainArguments) -> nn.Module:
     return encoder
 
 
+def guard_machines(
+    args: TrainArguments,
+    references: Any,  # noqa: ANN401 - a Dataset
+    feature_extractor: AsdFeatureExtractor,
+    accelerator: Accelerator,
+) -> dict[str, GuardDecision]:
+    """Return the guard's decision for each machine; none without a guard."""
+    if args.guard == "none":
+        return {}
+    guard = fit_guard(
+        FRONT_ENDS[args.front_end](**(args.front_end_options or {})),
+        decoded(references),
+        feature_extractor,
+        batch_size=args.extraction_batch_size,
+        accelerator=accelerator,
+        num_workers=args.dataloader_num_workers,
+    )
+    for machine, decision in guard.items():
+        logger.info("%s: front-end strength %g", machine, decision.strength)
+    return guard
+
+
 def make_labels(
     args: TrainArguments,
     encoder: nn.Module,
     references: Any,  # noqa: ANN401 - a Dataset
     rows: Sequence[dict[str, Any]],
     feature_extractor: AsdFeatureExtractor,
+    strengths: Mapping[str, float],
     accelerator: Accelerator,
 ) -> ProxyLabels:
     """Return the proxy classes, with clusters of frozen embeddings where they are asked for."""
@@ -324,6 +384,7 @@ def make_labels(
             feature_extractor,
             batch_size=args.extraction_batch_size,
             accelerator=accelerator,
+            front_end_strength=strengths,
             description="pseudo labels",
         )
         pseudo = pseudo_attributes(table, num_clusters=args.num_pseudo_labels, seed=args.seed)
@@ -417,6 +478,7 @@ def fine_tune(
     rows: Sequence[dict[str, Any]],
     labels: ProxyLabels,
     feature_extractor: AsdFeatureExtractor,
+    strengths: Mapping[str, float],
     args: TrainArguments,
     accelerator: Accelerator,
 ) -> "tuple[AsdForProxyClassification, PeftModel | None]":
@@ -447,6 +509,7 @@ def fine_tune(
         args,
         accelerator,
         state_dir=args.state_dir,
+        front_end_strength=strengths,
         data_digest=training_clips.digest(rows),
         resume_from=resume_from,
     )

@@ -16,7 +16,7 @@ from modeling import AsdFeatureExtractor
 from modeling.detectors import KnnDetector
 from modeling.front_ends import FRONT_ENDS
 from modeling.spectrogram import KaldiLogMel
-from nearfar.arguments import parse_arguments, script
+from nearfar.arguments import check_names, parse_arguments, script
 from nearfar.embeddings import EmbeddingTable, extract_embeddings
 from nearfar.evaluation import (
     METRICS_FILE,
@@ -35,8 +35,8 @@ class LogMelArguments:
     data_dir: Path = field(metadata={"help": "Recordings in the official layout."})
     output_dir: Path = field(metadata={"help": "The score folder to write."})
     year: int = field(default=2026, metadata={"help": "Of the recordings."})
-    front_end: Literal["near", "complex_least_squares"] = field(
-        default="near", metadata={"help": "What happens to near and far before the spectrogram."}
+    front_end: str = field(
+        default="near", metadata={"help": f"Before the spectrogram; of {', '.join(FRONT_ENDS)}."}
     )
 
 
@@ -63,17 +63,16 @@ class LogMelMean(nn.Module):
         **_: Any,  # noqa: ANN401
     ) -> Output:
         """Return embeddings (batch, 1, 1, 128)."""
-        spectrogram, lengths = self.spectrogram, attention_mask.sum(dim=1)
-        frames = spectrogram(self.front_end(near_values, far_values, lengths))  # (B, T, 128)
-        counts = 1 + (lengths - spectrogram.frame_length) // spectrogram.hop_length  # (B,)
-        valid = (frames.new_ones(frames.shape[:2]).cumsum(dim=1) <= counts[:, None])[..., None]
-        return Output(((frames * valid).sum(dim=1) / counts[:, None])[:, None, None])
+        lengths = attention_mask.sum(dim=1)
+        waveforms = self.front_end(near_values, far_values, lengths)
+        return Output(self.spectrogram.time_average(waveforms, lengths)[:, None, None])
 
 
 def main() -> None:
     """Embed, fit one detector per machine, score, write, print."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     args = parse_arguments(LogMelArguments)
+    check_names("front_end", [args.front_end], FRONT_ENDS)
     clips = load_near_far(args.data_dir, year=args.year, subsets=["dev"])
     extractor, model = AsdFeatureExtractor(), LogMelMean(args.front_end)
     references = extract_embeddings(model, decoded(clips["train"]), extractor, batch_size=32)

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from scipy import stats
 
 from benchmarks.compare import METRICS, compare, format_rows
@@ -144,13 +145,23 @@ def format_seeds(seeds: Sequence[int], results: Sequence[Mapping[str, Any]]) -> 
         lines.append(f"{key:<16}" + "".join(f"{cell:>24}" for cell in cells))
     for index, name in enumerate(names[1:], start=1):
         difference = 100 * (official[:, 0] - official[:, index])
-        half = stats.t.ppf(0.975, len(difference) - 1) * stats.sem(difference)
+        mean_ahead, half = paired_interval(difference)
         lines.append(
-            f"{names[0]} minus {name}: {difference.mean():+.2f}, paired 95 % interval over "
-            f"{len(difference)} factories {difference.mean() - half:+.2f} to "
-            f"{difference.mean() + half:+.2f}; ahead on {(difference > 0).sum()}"
+            f"{names[0]} minus {name}: {mean_ahead:+.2f}, paired 95 % interval over "
+            f"{len(difference)} factories {mean_ahead - half:+.2f} to "
+            f"{mean_ahead + half:+.2f}; ahead on {(difference > 0).sum()}"
         )
     return "\n".join(lines)
+
+
+def paired_interval(differences: NDArray[np.float64]) -> tuple[float, float]:
+    """Return the mean of paired differences and half the width of its 95 % interval (Student's t).
+
+    Args:
+        differences: (N,), two or more: one per factory.
+    """
+    half = stats.t.ppf(0.975, len(differences) - 1) * stats.sem(differences)
+    return float(differences.mean()), float(half)
 
 
 if __name__ == "__main__":

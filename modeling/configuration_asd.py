@@ -15,6 +15,12 @@ from .heads import HEADS
 from .pooling import POOLINGS
 
 FORMAT_VERSION = 1  # of a published folder; older ones keep loading
+CHANNELS = {  # that can be scored -> those that are encoded for it
+    "near": ("near",),
+    "unprocessed": ("unprocessed",),
+    "far": ("far",),
+    "residual": ("near", "far"),
+}
 
 
 class OwnTypeConfig(PreTrainedConfig):
@@ -281,7 +287,10 @@ class AsdConfig(OwnTypeConfig):
         encoder_config: Of the encoder, or its dict; its `model_type` says which encoder.
         front_end: What happens to near and far before the encoder, a key of `FRONT_ENDS`.
         front_end_options: Keyword arguments of its constructor.
-        channels: Channels encoded; "near" is what the front end returns. One or more views each.
+        channels: Channels scored, one or more views each: "near" is what the front end returns,
+            "unprocessed" the near microphone before it, "far" the far microphone; "residual" is
+            the pooled embedding of near minus `residual_weight` times that of far.
+        residual_weight: See `channels`.
         layers: Encoder layers scored, one view each per channel, in this order, counted from 1;
             None takes the last. Views are ordered by channel, then by layer.
         pooling: How a layer's patches become one embedding, a key of `POOLINGS`. "cls" takes the
@@ -322,10 +331,11 @@ class AsdConfig(OwnTypeConfig):
         "lms",
         "nlms",
         "rls",
-        "frequency_domain_nlms",
+        "block_nlms",
     ] = "near"
     front_end_options: dict[str, Any] | None = None
     channels: list[str] | tuple[str, ...] = ("near",)
+    residual_weight: float = 0.5
     layers: list[int] | None = None
     pooling: Literal["mean", "cls", "attentive_statistics", "rdp", "gem"] = "mean"
     pooling_options: dict[str, Any] | None = None
@@ -355,8 +365,15 @@ class AsdConfig(OwnTypeConfig):
     def validate_channels(self) -> None:
         """Refuse unknown or repeated channels."""
         channels = list(self.channels)
-        if not channels or set(channels) - {"near", "far"} or len(set(channels)) < len(channels):
-            raise ValueError(f"channels={channels} must name 'near', 'far' or both, each once.")
+        if not channels or set(channels) - set(CHANNELS) or len(set(channels)) < len(channels):
+            raise ValueError(
+                f"channels={channels} must name one or more of {list(CHANNELS)}, each once."
+            )
+        if "unprocessed" in channels and self.front_end == "near":
+            raise ValueError(
+                "channels has 'unprocessed', but front_end='near' processes nothing. Name a front "
+                "end, or leave 'unprocessed' out."
+            )
 
     def validate_layers(self) -> None:
         """Refuse layers that the encoder does not have."""
@@ -454,6 +471,7 @@ FisherConfig.register_for_auto_class()
 AsdConfig.register_for_auto_class()
 
 __all__ = [
+    "CHANNELS",
     "ENCODER_CONFIGS",
     "FORMAT_VERSION",
     "AsdConfig",

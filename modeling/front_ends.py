@@ -24,7 +24,7 @@ FRONT_ENDS: dict[str, type[FrontEnd]] = {  # name in AsdConfig -> constructor
     "lms": Lms,
     "nlms": Nlms,
     "rls": Rls,
-    "frequency_domain_nlms": FrequencyDomainNlms,
+    "block_nlms": FrequencyDomainNlms,
 }
 
 __all__ = [

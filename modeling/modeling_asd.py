@@ -2,7 +2,7 @@
 
 import copy
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils.generic import ModelOutput, can_return_tuple
 
-from .configuration_asd import AsdConfig
+from .configuration_asd import CHANNELS, AsdConfig
 from .front_ends import FRONT_ENDS
 from .heads import HEADS, ArcFaceHead
 from .modeling_beats import BeatsModel
@@ -296,22 +296,19 @@ class AsdModel(AsdPreTrainedModel):
         """
         if attention_mask is None:
             attention_mask = torch.ones_like(near_values, dtype=torch.long)
-        if "far" in self.config.channels:
+        # What is encoded, each once.
+        names = dict.fromkeys(name for c in self.config.channels for name in CHANNELS[c])
+        if "far" in names:
             check_far(far_values, has_far)
         waveforms = self.waveforms(near_values, far_values, attention_mask, front_end_strength)
-        heard = [
-            layer
-            for channel in self.config.channels
-            for layer in self.encode(waveforms[channel], attention_mask)
-        ]
-        # views x (B, bands, D) -> (B, views, bands, D)
-        pooled = torch.stack([self.pooling(*layer) for layer in heard], dim=1)
+        heard = {name: self.encode(waveforms[name], attention_mask) for name in names}
+        pooled = self.pool(heard, self.pooling)
         if self.config.join_bands:
             pooled = pooled.flatten(2)[:, :, None]  # (B, views, 1, bands * D)
         projected = self.projection(pooled)
         scored = pooled if self.config.scored_embedding == "pooled" else projected
         if self.scored_pooling is not None:
-            scored = torch.stack([self.scored_pooling(*layer) for layer in heard], dim=1)
+            scored = self.pool(heard, self.scored_pooling)
         return AsdModelOutput(embedding=scored, projected_embedding=projected)
 
     def waveforms(
@@ -321,7 +318,7 @@ class AsdModel(AsdPreTrainedModel):
         attention_mask: Tensor,
         front_end_strength: Tensor | None,
     ) -> dict[str, Tensor]:
-        """Return what the encoder hears of each channel, (batch, num_samples) float32.
+        """Return what the encoder may hear of each channel, (batch, num_samples) float32.
 
         Zero behind each clip's end.
         """
@@ -335,14 +332,15 @@ class AsdModel(AsdPreTrainedModel):
         padding = attention_mask == 0
         near = near.float().masked_fill(padding, 0.0)
         if far is None:
-            return {"near": near}
+            return {"near": near, "unprocessed": near}
         far = far.float().masked_fill(padding, 0.0)
         cleaned = self.front_end(near, far, (~padding).sum(dim=1))
         strength = far.any(dim=1).to(near.dtype)  # no far, no change
         if front_end_strength is not None:
             strength = strength * front_end_strength.to(near)
         # lerp is exact at both ends.
-        return {"near": torch.lerp(near, cleaned, strength[:, None]), "far": far}
+        processed = torch.lerp(near, cleaned, strength[:, None])
+        return {"near": processed, "unprocessed": near, "far": far}
 
     def encode(
         self, waveform: Tensor, attention_mask: Tensor
@@ -364,6 +362,25 @@ class AsdModel(AsdPreTrainedModel):
             heard.append((patches, patch_mask, grid, class_tokens))
         return heard
 
+    def pool(
+        self,
+        heard: Mapping[str, list[tuple[Tensor, Tensor, tuple[int, int], Tensor]]],
+        pooling: Pooling,
+    ) -> Tensor:
+        """Return the embeddings (batch, views, bands, D) of all scored channels and layers.
+
+        Args:
+            heard: Channel -> what `encode` returns of it.
+            pooling: Of one layer.
+        """
+        pooled = {  # (B, layers, bands, D) each
+            name: torch.stack([pooling(*layer) for layer in layers], dim=1)
+            for name, layers in heard.items()
+        }
+        if "residual" in self.config.channels:
+            pooled["residual"] = pooled["near"] - self.config.residual_weight * pooled["far"]
+        return torch.cat([pooled[name] for name in self.config.channels], dim=1)
+
 
 def check_far(far_values: Tensor | None, has_far: Tensor | None) -> None:
     """Raise ValueError where the far channel is to be encoded and there is none."""
@@ -372,8 +389,8 @@ def check_far(far_values: Tensor | None, has_far: Tensor | None) -> None:
         missing = f"clips {(~has_far).nonzero().flatten().tolist()} of the batch"
     if missing:
         raise ValueError(
-            f"This model's config.channels has 'far', but far_values is missing for {missing}. "
-            "Pass it, or take a model of channels=['near']."
+            f"This model's config.channels need the far channel, but far_values is missing for "
+            f"{missing}. Pass it, or take a model of channels=['near']."
         )
 
 

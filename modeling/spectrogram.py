@@ -93,6 +93,18 @@ class KaldiLogMel(nn.Module):
             log_mel: Tensor = (power @ mel_filters).clamp_min(ENERGY_FLOOR).log()
             return log_mel
 
+    def time_average(self, waveform: Tensor, lengths: Tensor) -> Tensor:
+        """Return the mean log-mel spectrum of each clip's own frames, (batch, num_mel_bins).
+
+        Args:
+            waveform: (batch, num_samples) in [-1, 1], padded at the end.
+            lengths: (batch,) int64, samples of each clip without its padding.
+        """
+        frames: Tensor = self(waveform)  # (B, T, num_mel_bins)
+        counts = 1 + (lengths - self.frame_length) // self.hop_length  # (B,)
+        valid = (frames.new_ones(frames.shape[:2]).cumsum(dim=1) <= counts[:, None])[..., None]
+        return (frames * valid).sum(dim=1) / counts[:, None]
+
     @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # torch's own
     def tables(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Return the window (frame_length,) and the filters (bins, num_mel_bins) on a device."""

@@ -15,6 +15,15 @@ FORMAT_VERSION = 1
 KINDS = ("model", "autoencoder", "fusion", "feature_fusion")
 RUN_FILE = "run.json"
 ADAPTER_FOLDER = "adapter"
+GUARD_TEXT = """\
+`{front_end}` uses the far microphone, which hears the machine, too, so it may take what is listened
+for. A guard, fitted on the references alone, falls back to the near microphone (strength 0) where
+the front end takes clearly more of near's stable spectral lines, which are the machine's, than of
+the rest of the spectrum.
+
+| machine | strength | taken of all | taken of lines | taken beside them |
+| --- | --- | --- | --- | --- |
+"""
 
 
 def write_run(
@@ -114,4 +123,27 @@ def model_card(
         num_calibration=metrics["num_calibration"],
         example=sorted(thresholds)[0],
         thresholds="\n".join(rows),
+        guard=guard_section(config.front_end, metrics["guard"]),
     )
+
+
+def guard_section(front_end: str, guard: Mapping[str, Mapping[str, Any]] | None) -> str:
+    """Return what the card says of the guard.
+
+    Args:
+        front_end: Its name.
+        guard: Machine -> the fields of a `GuardDecision`; None without a guard.
+    """
+    if not guard:
+        return f"No guard: `{front_end}` is applied to the clips of every machine."
+    rows = [
+        f"| {machine} | {decision['strength']:g} | {decibels(decision['taken_db'])} | "
+        f"{decibels(decision['lines_taken_db'])} | {decibels(decision['rest_taken_db'])} |"
+        for machine, decision in sorted(guard.items())
+    ]
+    return GUARD_TEXT.format(front_end=front_end) + "\n".join(rows)
+
+
+def decibels(value: float | None) -> str:
+    """Return a level as the card shows it."""
+    return "none" if value is None else f"{value:.1f} dB"

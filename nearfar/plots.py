@@ -1,5 +1,6 @@
-"""Pictures of scores; matplotlib objects without a window, saved as PNG."""
+"""Pictures of scores and of sound; matplotlib objects without a window, saved as PNG."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -82,3 +83,51 @@ def plot_machine(
     roc.set(xlabel="false-positive rate", ylabel="true-positive rate", xlim=(0, 1), ylim=(0, 1.01))
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
+
+
+def plot_spectrograms(
+    path: Path,
+    title: str,
+    waveforms: Mapping[str, NDArray[np.float32]],
+    *,
+    sampling_rate: int,
+    range_db: float = 60.0,
+) -> None:
+    """Draw the spectrograms of waveforms side by side, on one scale of colours.
+
+    Args:
+        path: PNG to write.
+        title: Of the whole figure.
+        waveforms: Name of each panel -> (num_samples,), at least 512 samples.
+        sampling_rate: Hz.
+        range_db: From the loudest point of all panels down to what is black.
+    """
+    figure = Figure(figsize=(3.0 * len(waveforms), 3.0), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, len(waveforms), sharey=True, squeeze=False)[0]
+    figure.suptitle(title)
+    levels = {name: power_db(waveform) for name, waveform in waveforms.items()}
+    loudest = max(level.max() for level in levels.values())
+    for panel, (name, level) in zip(panels, levels.items(), strict=True):
+        image = panel.imshow(
+            level,
+            origin="lower",
+            aspect="auto",
+            extent=(0, len(waveforms[name]) / sampling_rate, 0, sampling_rate / 2_000),
+            vmin=loudest - range_db,
+            vmax=loudest,
+            cmap="magma",
+        )
+        panel.set(title=name, xlabel="seconds")
+    panels[0].set_ylabel("kHz")
+    figure.colorbar(image, ax=panels, label="dB")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+
+
+def power_db(waveform: NDArray[np.float32], n_fft: int = 512) -> NDArray[np.float64]:
+    """Return the power spectrogram in dB, (bins, frames): Hann windows, half overlapping."""
+    frames = np.lib.stride_tricks.sliding_window_view(waveform, n_fft)[:: n_fft // 2]
+    spectrum = np.fft.rfft(frames * np.hanning(n_fft), axis=1).T
+    decibels: NDArray[np.float64] = 10 * np.log10(np.abs(spectrum) ** 2 + 1e-12)
+    return decibels

@@ -167,6 +167,7 @@ def train(
     accelerator: Accelerator,
     *,
     state_dir: Path,
+    front_end_strength: Mapping[str, float] | None = None,
     data_digest: str = "",
     resume_from: Path | None = None,
 ) -> dict[str, float]:
@@ -185,6 +186,7 @@ def train(
         options: Of the training.
         accelerator: With `split_batches` and a seedable sampler.
         state_dir: Where states are saved, `step_<update>` each.
+        front_end_strength: The guard's decision per machine, in [0, 1]; a machine left out has 1.
         data_digest: Of the clips, kept with the state and compared on resume.
         resume_from: A saved state.
 
@@ -203,6 +205,10 @@ def train(
         batch = model_inputs(rows, feature_extractor)
         batch["labels"] = torch.tensor([row["label"] for row in rows])
         batch["index"] = torch.tensor([row["index"] for row in rows])
+        if front_end_strength:
+            batch["front_end_strength"] = torch.tensor(
+                [front_end_strength.get(row["machine"], 1.0) for row in rows]
+            )
         return batch
 
     loader = DataLoader(
@@ -349,14 +355,17 @@ def augmented(
     lengths = batch["attention_mask"].sum(dim=1)
     num_samples = min(int(options.crop_seconds * config.sampling_rate), int(lengths.max()))
     if config.front_end != "near":
-        if "far" in config.channels:
+        if list(config.channels) != ["near"]:
             raise ValueError(
-                f"crop_seconds cannot follow front_end={config.front_end!r} where the far channel "
-                "is encoded, too. Train on whole clips: --crop_seconds none."
+                f"crop_seconds cannot follow front_end={config.front_end!r} where channels="
+                f"{list(config.channels)} are heard. Train on whole clips: --crop_seconds none."
             )
         with torch.no_grad():
             heard = asd.waveforms(
-                batch["near_values"], batch["far_values"], batch["attention_mask"], None
+                batch["near_values"],
+                batch["far_values"],
+                batch["attention_mask"],
+                batch.pop("front_end_strength", None),
             )
         batch["near_values"] = heard["near"]
         batch["far_values"] = torch.zeros_like(heard["near"])  # the front end is done

@@ -22,7 +22,7 @@ def test_every_front_end_has_a_line_and_those_that_follow_the_path_gain(
     assert all(float(row[1]) > 0 for row in rows)
     gains = {row[0]: float(row[2]) for row in rows}
     assert gains["near"] == 0
-    for name in ("complex_least_squares", "lms", "nlms", "rls", "frequency_domain_nlms"):
+    for name in ("complex_least_squares", "lms", "nlms", "rls", "block_nlms"):
         assert gains[name] > 3
 
 

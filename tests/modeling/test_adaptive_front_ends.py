@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from modeling.adaptive_front_ends import FrequencyDomainNlms, Lms, Nlms, Rls, window_energy
 from modeling.spectral_front_ends import ComplexLeastSquares
 
-ADAPTIVE = {"lms": Lms, "nlms": Nlms, "frequency_domain_nlms": FrequencyDomainNlms, "rls": Rls}
+ADAPTIVE = {"lms": Lms, "nlms": Nlms, "block_nlms": FrequencyDomainNlms, "rls": Rls}
 
 
 @pytest.fixture
@@ -147,7 +147,7 @@ def frequency_domain_by_hand(near, far, taps, step_size, smoothing, regularizati
     ("taps", "step_size", "smoothing", "regularization", "num_samples"),
     [(1, 0.5, 0.9, 1e-3, 300), (16, 0.2, 0.9, 1e-3, 3_000), (100, 1.0, 0.0, 0.1, 2_950)],
 )
-def test_frequency_domain_nlms_equals_a_loop_over_blocks(
+def test_block_nlms_equals_a_loop_over_blocks(
     taps, step_size, smoothing, regularization, num_samples, loud
 ):
     near, far = (channel[:, :num_samples] for channel in loud)
@@ -263,7 +263,7 @@ def gain_db(front_end, machine, near, far):
     return float(10 * torch.log10(before / after))
 
 
-OPTIONS = {"lms": {"num_taps": 128}, "nlms": {"num_taps": 128}, "frequency_domain_nlms": {}}
+OPTIONS = {"lms": {"num_taps": 128}, "nlms": {"num_taps": 128}, "block_nlms": {}}
 
 
 @pytest.mark.parametrize("name", ADAPTIVE)
@@ -271,7 +271,7 @@ def test_noise_that_came_along_a_path_is_taken(name, rng):
     assert gain_db(ADAPTIVE[name](**OPTIONS.get(name, {})), *room(rng)) > 8
 
 
-@pytest.mark.parametrize("name", ["lms", "nlms", "frequency_domain_nlms"])
+@pytest.mark.parametrize("name", ["lms", "nlms", "block_nlms"])
 def test_a_primary_delay_lets_a_path_be_followed_that_reaches_near_first(name, rng):
     clips = room(rng, lead=60)
     options = OPTIONS.get(name, {})
@@ -290,7 +290,7 @@ def test_a_primary_delay_is_near_delayed_by_hand_and_brought_back(name, loud):
     torch.testing.assert_close(cleaned, by_hand, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["lms", "nlms", "frequency_domain_nlms"])
+@pytest.mark.parametrize("name", ["lms", "nlms", "block_nlms"])
 @pytest.mark.parametrize("sound", ["bursts", "tone", "chirp"])
 def test_the_longest_steps_are_stable_whatever_far_does(name, sound, rng):
     n = np.arange(32_000)
@@ -300,7 +300,7 @@ def test_the_longest_steps_are_stable_whatever_far_does(name, sound, rng):
         "chirp": np.sin(1e-5 * n**2),
     }[sound]
     near = np.convolve(far, [0.5, -0.2, 0.1])[:32_000]
-    step_size = 1.0 if name == "frequency_domain_nlms" else 1.99
+    step_size = 1.0 if name == "block_nlms" else 1.99
     channels = (torch.from_numpy(x).float()[None] for x in (near, far))
     cleaned = ADAPTIVE[name](step_size=step_size, num_taps=128)(*channels, torch.tensor([32_000]))
     assert np.linalg.norm(cleaned[0].numpy()) < 0.7 * np.linalg.norm(near)

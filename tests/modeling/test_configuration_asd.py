@@ -56,8 +56,14 @@ def test_layers_that_do_not_exist_are_refused(layers):
 
 @pytest.mark.parametrize("channels", [["middle"], ["near", "near"], [], ["near", "far", "mid"]])
 def test_unknown_repeated_or_no_channels_are_refused(channels):
-    with pytest.raises(StrictDataclassClassValidationError, match="'near', 'far' or both"):
+    with pytest.raises(StrictDataclassClassValidationError, match="one or more of"):
         AsdConfig(channels=channels)
+
+
+def test_an_unprocessed_channel_wants_a_front_end():
+    assert AsdConfig(channels=["near", "unprocessed"], front_end="wiener").channels
+    with pytest.raises(StrictDataclassClassValidationError, match="processes nothing"):
+        AsdConfig(channels=["near", "unprocessed"])
 
 
 def test_a_newer_format_is_refused_with_what_to_do(tmp_path):

@@ -23,7 +23,7 @@ OPTIONS = {
     "lms": {"num_taps": 64, "step_size": 0.5},
     "nlms": {"num_taps": 64, "primary_delay": 8},
     "rls": {"n_fft": 512, "hop_length": 128, "forgetting": 0.99},
-    "frequency_domain_nlms": {"num_taps": 128, "primary_delay": 8},
+    "block_nlms": {"num_taps": 128, "primary_delay": 8},
 }
 
 LOADER = """

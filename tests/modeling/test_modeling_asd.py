@@ -26,7 +26,7 @@ from modeling.feature_extraction_asd import AsdFeatureExtractor
 from tests.tiny import ENCODERS as TINY_ENCODERS
 from tests.tiny import TINY_EAT, TINY_FISHER
 
-CHANNELS = (["near"], ["far", "near"])
+CHANNELS = (["near"], ["far", "near"], ["residual", "near"])
 LAYERS = (None, [1], [2, 1])
 BANDS = {"beats": 8, "eat": 8, "fisher": 12}  # of the patch grid
 CLASS_TOKENS = {"beats": 0, "eat": 1, "fisher": 4}
@@ -130,6 +130,28 @@ def test_views_are_ordered_by_channel_then_by_layer(channels, tiny_model, batch)
         single = tiny_model(channels=[channel], layers=[layer], front_end="complex_least_squares")
         single.asd.load_encoder(model.asd.encoder)
         torch.testing.assert_close(view, single.asd(**batch).embedding[:, 0, 0])
+
+
+@pytest.mark.parametrize("pooling", ["mean", "rdp"])
+def test_the_residual_is_near_less_a_share_of_far(pooling, tiny_model, batch):
+    options = {"layers": [2, 1], "front_end": "complex_least_squares", "scored_pooling": pooling}
+    model = tiny_model(channels=["residual", "far", "near"], residual_weight=0.3, **options)
+    residual, far, near = model.asd(**batch).embedding.unflatten(1, (3, 2)).unbind(dim=1)
+    torch.testing.assert_close(residual, near - 0.3 * far)
+    alone = tiny_model(channels=["residual"], residual_weight=0.3, **options)
+    alone.load_state_dict(model.state_dict())
+    assert torch.equal(alone.asd(**batch).embedding, residual)
+
+
+def test_near_can_be_heard_with_and_without_its_front_end(tiny_model, batch):
+    model = tiny_model(channels=["unprocessed", "near"], front_end="complex_least_squares")
+    unprocessed, near = model.asd(**batch).embedding.unbind(dim=1)
+    plain = tiny_model()
+    plain.load_state_dict(model.state_dict())
+    assert torch.equal(unprocessed, plain.asd(**batch).embedding[:, 0])
+    assert not torch.equal(unprocessed, near)
+    guarded = model.asd(**batch, front_end_strength=torch.zeros(len(near))).embedding
+    assert torch.equal(guarded[:, 0], guarded[:, 1])
 
 
 def test_a_layer_is_the_mean_of_its_hidden_states(tiny_model, pairs):
@@ -386,8 +408,9 @@ def test_clips_without_a_far_microphone_come_back_as_near(cleaning_model, tiny_m
     assert torch.equal(cleaning_model(batch["near_values"]).embedding[0], near[0])
 
 
-def test_an_encoded_far_channel_must_be_there(tiny_model, pairs):
-    model = tiny_model(channels=["near", "far"])
+@pytest.mark.parametrize("channel", ["far", "residual"])
+def test_an_encoded_far_channel_must_be_there(channel, tiny_model, pairs):
+    model = tiny_model(channels=["near", channel])
     with pytest.raises(ValueError, match="far_values is missing for every clip"):
         model(pairs[0][0][None])
     near, far = zip(*pairs, strict=True)

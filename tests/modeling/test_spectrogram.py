@@ -276,3 +276,12 @@ def test_what_is_no_sampling_rate_is_refused(rate) -> None:
     with pytest.raises(ValueError, match=r"is not a whole number of hertz from 100 on"):
         LogStft()(noise(1, 400), rate)
     assert LogStft().num_bins(np.int64(16_000)) == 201
+
+
+def test_a_time_average_is_that_of_the_clips_own_frames() -> None:
+    log_mel, clips = KaldiLogMel(**BEATS), noise(3, 4_000)
+    lengths = torch.tensor([4_000, 1_234, log_mel.frame_length])
+    averages = log_mel.time_average(clips, lengths)
+    for i, length in enumerate(lengths.tolist()):
+        alone = log_mel(clips[i : i + 1, :length]).mean(dim=1)[0]
+        torch.testing.assert_close(averages[i], alone)

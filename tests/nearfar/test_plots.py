@@ -9,7 +9,7 @@ from matplotlib import image, pyplot
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from nearfar.plots import COLORS, plot_machine
+from nearfar.plots import COLORS, plot_machine, plot_spectrograms, power_db
 
 
 def column(values: list[str | None]) -> np.ndarray:
@@ -106,6 +106,25 @@ def test_a_threshold_is_drawn_where_it_lies(tmp_path: Path, drawn: list[Axes]) -
 def test_conditions_and_domains_have_colours_of_their_own() -> None:
     known = [COLORS[condition, domain] for domain, condition in KNOWN]
     assert len(set(known)) == len(known)
+
+
+def test_spectrograms_share_their_axes_and_their_colours(tmp_path: Path, drawn: list[Axes]) -> None:
+    time = np.arange(8_000) / 16_000
+    loud = np.sin(2 * np.pi * 1_000 * time).astype(np.float32)
+    waveforms = {"near": loud, "far": 0.1 * loud, "silence": 0 * loud}
+    plot_spectrograms(tmp_path / "a" / "clip.png", "a clip", waveforms, sampling_rate=16_000)
+    assert image.imread(tmp_path / "a" / "clip.png").std() > 0.05
+    pictures = [panel.images[0] for panel in drawn[:3]]
+    assert [panel.get_title() for panel in drawn[:3]] == list(waveforms)
+    assert len({picture.get_clim() for picture in pictures}) == 1
+    assert list(pictures[0].get_extent()) == [0, 0.5, 0, 8]
+    near, far = (picture.get_array().max() for picture in pictures[:2])
+    assert near - far == pytest.approx(20)
+
+
+def test_a_tone_lies_in_its_bin() -> None:
+    tone = np.sin(2 * np.pi * 1_000 * np.arange(4_000) / 16_000).astype(np.float32)
+    assert set(power_db(tone).argmax(axis=0)) == {32}  # bins are 31.25 Hz apart
 
 
 def test_plotting_leaves_no_figure_open(tmp_path: Path) -> None:

@@ -92,6 +92,18 @@ def test_the_front_end_hears_the_whole_clip_before_the_crop() -> None:
     assert not heard["far_values"].any()  # nothing is left to cancel a second time
 
 
+def test_the_guard_decides_what_a_clip_hears_before_the_crop() -> None:
+    model, batch = tiny(front_end="complex_least_squares"), batch_of()
+    options = TrainingOptions(crop_seconds=0.5)
+    strengths = {"front_end_strength": torch.tensor([0.0, 1.0, 0.5, 1.0])}
+    guarded = augmented(model, batch | strengths, options, epoch=0)
+    always = augmented(model, batch, options, epoch=0)["near_values"]
+    never = augmented(tiny(), batch, options, epoch=0)["near_values"]
+    expected = torch.stack([never[0], always[1], (never[2] + always[2]) / 2, always[3]])
+    torch.testing.assert_close(guarded["near_values"], expected)
+    assert "front_end_strength" not in guarded  # it is done
+
+
 def test_a_crop_behind_a_front_end_that_keeps_far_is_refused() -> None:
     model = tiny(front_end="complex_least_squares", channels=["near", "far"])
     with pytest.raises(ValueError, match="crop_seconds cannot follow"):

@@ -1,0 +1,117 @@
+"""The benchmark of front ends: resumes, compares with near, and counts the guard fairly."""
+
+import csv
+
+import numpy as np
+import pytest
+from matplotlib import image
+
+from benchmarks import front_ends
+from benchmarks.front_ends import Choices, choices, kept_and_taken
+
+TOY = ["--machines", "1", "--source_train", "6", "--target_train", "2", "--test_per_group", "3"]
+TOY += ["--seconds", "1.5", "--front_ends", "complex_least_squares", "--seeds", "1", "2"]
+
+
+def run(monkeypatch, *words: object) -> None:
+    monkeypatch.setattr("sys.argv", ["front_ends.py", *map(str, words)])
+    front_ends.main()
+
+
+@pytest.fixture
+def measured(monkeypatch) -> None:
+    """Time nothing: tests/test_front_ends_speed_benchmark.py does."""
+    seconds = {"near": 0.1, "complex_least_squares": 0.5}
+    monkeypatch.setattr(front_ends, "measure", lambda names, *_, **__: (seconds, {}))
+
+
+@pytest.mark.usefixtures("measured")
+def test_a_toy_factory_gives_a_table_once(tmp_path, monkeypatch, capsys) -> None:
+    run(monkeypatch, *TOY, "--output_dir", tmp_path)
+    tables = capsys.readouterr().out
+    monkeypatch.setattr(front_ends, "evaluate", None)  # cannot be called
+    run(monkeypatch, *TOY, "--output_dir", tmp_path)
+    again = capsys.readouterr().out
+    assert tables.endswith(again)
+    lines = again.splitlines()
+    for judge in ("log_mel, 2 factories", "encoder, 2 factories"):
+        assert sum(line.startswith(judge) for line in lines) == 1
+    rows = [line.split() for line in lines if line.startswith("complex_least_squares")]
+    assert [row[1] for row in rows] == ["160", "160"]  # 80 s in half a second
+    with (tmp_path / "machines.csv").open() as file:
+        machines = list(csv.DictReader(file))
+    assert len(machines) == 2 * 2
+    assert {row["si_sdr_gain_db"] for row in machines if row["front_end"] == "near"} == {"0.0000"}
+    assert {row["strength"] for row in machines} <= {"0.0000", "1.0000"}
+    assert not list(tmp_path.glob("seed_*/*/"))  # neither recordings nor a cache
+
+
+@pytest.mark.usefixtures("measured")
+def test_another_front_end_is_added_to_what_is_there(tmp_path, monkeypatch) -> None:
+    one = [*TOY[:-3], "--seeds", "1", "--judges", "log_mel", "--output_dir", tmp_path]
+    done = []
+
+    def evaluate(name, *_):
+        done.append(name)
+        values = {"si_sdr_gain_db": 0.0, "guard": {"strength": 1.0}, "log_mel": [0.6, 0.5, 0.5]}
+        return {"2026/fanSim/00": values}
+
+    monkeypatch.setattr(front_ends, "evaluate", evaluate)
+    run(monkeypatch, *one, "--front_ends", "near")
+    run(monkeypatch, *one)
+    assert done == ["near", "complex_least_squares"]
+
+
+@pytest.mark.usefixtures("measured")
+def test_results_of_other_sizes_are_not_mixed(tmp_path, monkeypatch) -> None:
+    values = {"si_sdr_gain_db": 0.0, "guard": {"strength": 1.0}, "log_mel": [0.6, 0.5, 0.5]}
+    monkeypatch.setattr(front_ends, "evaluate", lambda *_: {"2026/fanSim/00": values})
+    one = [*TOY[:-3], "--seeds", "1", "--judges", "log_mel", "--output_dir", tmp_path]
+    run(monkeypatch, *one)
+    with pytest.raises(ValueError, match=r"'machines': 1, .*'machines': 2, "):
+        run(monkeypatch, *one, "--machines", "2")
+
+
+def result(strengths: list[float], metrics: list[list[float]]) -> dict:
+    return {
+        f"2026/fan/{i:02d}": {"guard": {"strength": strength}, "log_mel": values}
+        for i, (strength, values) in enumerate(zip(strengths, metrics, strict=True))
+    }
+
+
+def test_guard_and_oracle_choose_near_or_cleaned_for_each_machine() -> None:
+    near, cleaned = [[0.6] * 3, [0.6] * 3, [0.6] * 3], [[0.7] * 3, [0.5] * 3, [0.5] * 3]
+    results = {"near": result([1] * 3, near), "rls": result([0, 0, 1], cleaned)}
+    chosen = choices(results, "rls", "log_mel")
+    np.testing.assert_array_equal(chosen.near, near)
+    np.testing.assert_array_equal(chosen.always, cleaned)
+    np.testing.assert_array_equal(chosen.guarded[:, 0], [0.6, 0.6, 0.5])
+    np.testing.assert_array_equal(chosen.oracle[:, 0], [0.7, 0.6, 0.6])
+
+
+def test_kept_and_taken_are_a_worked_example() -> None:
+    def level(*values: float) -> np.ndarray:
+        return np.repeat(np.array(values)[:, None], 3, axis=1)
+
+    # gains of always +0.20, +0.04 | -0.06, -0.02: mean 0.04; the guard stops the second and third
+    factories = [
+        Choices(level(0.5, 0.5), level(0.7, 0.54), level(0.7, 0.5), level(0.7, 0.54)),
+        Choices(level(0.5, 0.5), level(0.44, 0.48), level(0.5, 0.48), level(0.5, 0.5)),
+    ]
+    kept, taken = kept_and_taken(factories)
+    assert kept == pytest.approx((0.20 - 0.02) / 0.16)
+    assert taken == pytest.approx(0.06 / 0.08)
+    lossless = [Choices(*[level(0.5)] * 4)]
+    assert kept_and_taken(lossless) == (None, None)
+
+
+def test_an_unknown_judge_is_answered_with_the_known_ones(tmp_path, monkeypatch) -> None:
+    with pytest.raises(ValueError, match=r"\['log_mel', 'encoder'\]"):
+        run(monkeypatch, *TOY, "--output_dir", tmp_path, "--judges", "log_mels")
+
+
+def test_the_figure_shows_a_clip_before_and_after(tmp_path, monkeypatch, capsys) -> None:
+    path = tmp_path / "clip.png"
+    run(monkeypatch, *TOY, "--output_dir", tmp_path / "runs", "--figure", path)
+    assert image.imread(path).std() > 0.05
+    assert not (tmp_path / "runs").exists()
