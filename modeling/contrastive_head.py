@@ -124,7 +124,7 @@ def supervised_contrastive_loss(
     unit = F.normalize(features)
     logits = unit @ unit.T / temperature  # (N, N)
     itself = torch.eye(len(unit), dtype=torch.bool, device=unit.device)
-    # Not -inf: a feature without any other would have the gradient NaN.
+    # Not -inf, whose difference with itself is NaN: there may be no other.
     others = logits.masked_fill(itself, torch.finfo(logits.dtype).min)
     log_share = logits - others.logsumexp(dim=1, keepdim=True)
     positive = (labels[:, None] == labels[None]) & ~itself

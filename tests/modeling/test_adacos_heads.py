@@ -101,12 +101,24 @@ def as_classes(head):
     return head.weight.detach().double().numpy().reshape(3, -1, head.weight.shape[1])
 
 
+def near_their_classes(head, labels):
+    """Clips by 0.1 to 0.3 rad from one vector of their class, so that the angle decides."""
+    shares = torch.from_numpy(as_shares(labels))
+    first = torch.from_numpy(as_classes(head))[:, 0]  # (C, D)
+    clips = torch.nn.functional.normalize(first)[shares.argmax(dim=1)]
+    return 3 * (clips + 0.08 * torch.randn(clips.shape, dtype=torch.float64))
+
+
 @every_head
 @hard_or_soft
+@pytest.mark.parametrize("near", [False, True])
 @pytest.mark.parametrize("training", [False, True])
-def test_loss_scale_and_gradients_equal_a_second_derivation(make, derive, rule, labels, training):
+def test_loss_scale_and_gradients_equal_a_second_derivation(
+    make, derive, rule, labels, near, training
+):
     head = make().double().train(training)
-    embedding = torch.randn(5, 6, dtype=torch.float64, requires_grad=True)
+    embedding = torch.randn(5, 6, dtype=torch.float64)
+    embedding = (near_their_classes(head, labels) if near else embedding).requires_grad_()
     start, shares = embedding.detach().numpy(), as_shares(labels)
     weight, scale = as_classes(head), head.scale.item()
     loss = head(embedding, labels).loss
@@ -227,6 +239,18 @@ def test_the_scale_of_two_opposite_classes_stays_at_its_floor():
     for _ in range(3):
         head(head.weight.detach(), torch.tensor([0, 1]))
         assert head.scale.item() == 2.0
+
+
+def test_the_angles_to_all_subclusters_of_a_clips_class_are_summed():
+    """As in the author's code: by its nearest, or their mean, the scale would be another."""
+    head = SubclusterAdaCosHead(3, 2, num_subclusters=2, min_scale=0.1, **ADAPTIVE)
+    angles = [0.0, 0.4, 1.7, 2.9]
+    head.weight.data = torch.tensor([[math.cos(a), math.sin(a), 0.0] for a in angles])
+    first = head.scale.item()
+    clip = torch.tensor([[math.cos(0.1), math.sin(0.1), 0.0]])
+    head(clip, torch.tensor([0]))
+    total = sum(math.exp(first * math.cos(a - 0.1)) for a in angles)
+    assert head.scale.item() == pytest.approx(math.log(total) / math.cos(0.1 + 0.3), rel=1e-5)
 
 
 def test_the_fixed_scale_never_moves():
