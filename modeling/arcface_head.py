@@ -19,8 +19,8 @@ class ArcFaceHead(Head):
     Args:
         embedding_size: D, size of an embedding.
         num_classes: C, number of proxy classes.
-        num_subcenters: K, centres per class; a class answers with its nearest one. All C * K of
-            them are one matrix product.
+        num_subcenters: K, centres per class, or a list of C such numbers; a class answers with its
+            nearest one. The centres of all classes are one matrix product.
         margin: m, in radians. It applies to a clip's own class only.
         scale: s, inverse temperature of the softmax.
 
@@ -37,17 +37,23 @@ class ArcFaceHead(Head):
         embedding_size: int,
         num_classes: int,
         *,
-        num_subcenters: int = 1,
+        num_subcenters: int | list[int] = 1,
         margin: float = 0.5,
         scale: float = 30.0,
     ) -> None:
         super().__init__(num_classes)
-        check_positive(num_subcenters=num_subcenters, scale=scale)
-        self.num_subcenters = num_subcenters
+        counts = num_subcenters
+        self.subcenters = [counts] * num_classes if isinstance(counts, int) else list(counts)
+        if len(self.subcenters) != num_classes or min(self.subcenters) < 1:
+            raise ValueError(
+                f"head_options: num_subcenters={num_subcenters} must be a number greater than 0, "
+                f"or one for each of {num_classes} classes."
+            )
+        check_positive(scale=scale)
         self.margin = margin
         self.scale = scale
         # The K centres of a class are neighbouring rows.
-        self.weight = nn.Parameter(torch.empty(num_classes * num_subcenters, embedding_size))
+        self.weight = nn.Parameter(torch.empty(sum(self.subcenters), embedding_size))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -68,9 +74,16 @@ class ArcFaceHead(Head):
 
     def cosine(self, embedding: Tensor) -> Tensor:
         """Return the cosine (batch, C) of each embedding to the nearest centre of each class."""
-        shape = (self.num_classes, self.num_subcenters)
-        nearest: Tensor = cosines(embedding, self.weight).unflatten(1, shape).amax(dim=2)
-        return nearest
+        every = cosines(embedding, self.weight)  # (B, all centres)
+        if len(set(self.subcenters)) == 1:
+            nearest: Tensor = every.unflatten(1, (self.num_classes, -1)).amax(dim=2)
+            return nearest
+        counts = torch.tensor(self.subcenters, device=every.device)
+        owner = torch.arange(self.num_classes, device=every.device).repeat_interleave(counts)
+        nearest = every.new_empty(len(every), self.num_classes)
+        return nearest.scatter_reduce(
+            1, owner.expand_as(every), every, reduce="amax", include_self=False
+        )
 
     def add_margin(self, cosine: Tensor) -> Tensor:
         """Return cos(t + m) of cos t, continued by a line where it would rise again."""

@@ -19,7 +19,7 @@ class ContrastiveHead(Head):
     Args:
         embedding_size: D, size of an embedding and of its features.
         num_classes: C, number of proxy classes.
-        num_subcenters: K, ArcFace's centres per class.
+        num_subcenters: ArcFace's, K centres per class or a list of C numbers.
         margin: ArcFace's m, in radians.
         scale: ArcFace's s.
         temperature: tau of the contrastive loss.
@@ -41,7 +41,7 @@ class ContrastiveHead(Head):
         embedding_size: int,
         num_classes: int,
         *,
-        num_subcenters: int = 1,
+        num_subcenters: int | list[int] = 1,
         margin: float = 0.2,
         scale: float = 30.0,
         temperature: float = 0.04,
