@@ -39,6 +39,7 @@ from nearfar.embeddings import EmbeddingTable, extract_embeddings
 from nearfar.guard import GuardDecision, fit_guard
 from nearfar.hub import write_run
 from nearfar.proxy_labels import PARTS, ProxyLabels, pseudo_attributes
+from nearfar.schema import DOMAINS
 from nearfar.splits import held_out_rows
 from nearfar.training import (
     JsonLinesTracker,
@@ -109,6 +110,10 @@ class TrainArguments(TrainingOptions):
     scored_pooling_options: dict | str | None = None
     head: str = "arcface"
     head_options: dict | str | None = None
+    adversaries: list[str] = field(
+        default_factory=list, metadata={"help": "Any of domain, channel: what training unlearns."}
+    )
+    adversary_options: dict | str | None = None
     detector: str = "knn"
     detector_options: dict | str | None = None
     peak_normalize: bool = field(
@@ -422,6 +427,7 @@ def untrained(config: AsdConfig) -> AsdConfig:
     `scored_pooling`, which never has weights.
     """
     config = copy.deepcopy(config)
+    config.adversaries, config.adversary_options = (), None
     config.projection, config.projection_size, config.scored_embedding = "none", None, "pooled"
     options = config.pooling_options or {}
     if any(True for _ in POOLINGS[config.pooling](1, **options).parameters()):
@@ -495,6 +501,9 @@ def fine_tune(
                 f"There is no saved state to resume from: {asked} ({args.state_dir}). "
                 "Leave out --resume_from_checkpoint to start anew."
             )
+    if model.domain_adversary is not None:
+        domains = [row["domain"] for row in rows]
+        model.domain_adversary.balance([domains.count(domain) for domain in DOMAINS])
     training_clips = LabelledClips(decoded(references), labels.labels)
     logger.info("%d training clips in %d classes.", len(training_clips), labels.num_classes)
     network = model if args.lora_rank is None else with_lora(model, args)

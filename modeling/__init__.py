@@ -12,6 +12,7 @@ from transformers import (
 )
 from transformers.pipelines import PIPELINE_REGISTRY
 
+from .adversary import ADVERSARIES, Adversary
 from .configuration_asd import FORMAT_VERSION, AsdConfig, BeatsConfig, EatConfig, FisherConfig
 from .detectors import DETECTORS, KnnDetector, NotFittedError
 from .feature_extraction_asd import CHANNELS, AsdFeatureExtractor
@@ -28,7 +29,16 @@ from .front_ends import (
     SpectralSubtraction,
     WienerGain,
 )
-from .heads import HEADS, ArcFaceHead
+from .heads import (
+    HEADS,
+    AdaCosHead,
+    AdaProjHead,
+    ArcFaceHead,
+    ContrastiveHead,
+    Head,
+    HeadOutput,
+    SubclusterAdaCosHead,
+)
 from .modeling_asd import (
     ENCODERS,
     LORA_MODULES_TO_SAVE,
@@ -74,6 +84,7 @@ PIPELINE_REGISTRY.register_pipeline(
 )
 
 __all__ = [
+    "ADVERSARIES",
     "CHANNELS",
     "DETECTORS",
     "ENCODERS",
@@ -83,6 +94,9 @@ __all__ = [
     "LORA_MODULES_TO_SAVE",
     "LORA_TARGET_MODULES",
     "POOLINGS",
+    "AdaCosHead",
+    "AdaProjHead",
+    "Adversary",
     "AnomalousSoundDetectionPipeline",
     "ArcFaceHead",
     "AsdConfig",
@@ -99,6 +113,7 @@ __all__ = [
     "ClsPooling",
     "CoherenceGain",
     "ComplexLeastSquares",
+    "ContrastiveHead",
     "Decision",
     "EatConfig",
     "EatForAudioClassification",
@@ -108,6 +123,8 @@ __all__ = [
     "FrequencyDomainNlms",
     "FrontEnd",
     "GemPooling",
+    "Head",
+    "HeadOutput",
     "KnnDetector",
     "Lms",
     "MeanPooling",
@@ -118,6 +135,7 @@ __all__ = [
     "ReferenceBank",
     "Rls",
     "SpectralSubtraction",
+    "SubclusterAdaCosHead",
     "UnknownMachineError",
     "WienerGain",
     "encoder_fingerprint",

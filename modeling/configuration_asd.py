@@ -9,6 +9,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
+from .adversary import ADVERSARIES
 from .detectors import DETECTORS
 from .front_ends import FRONT_ENDS
 from .heads import HEADS
@@ -310,6 +311,10 @@ class AsdConfig(OwnTypeConfig):
         scored_pooling_options: Keyword arguments of its constructor.
         head: Name of the training head, a key of `HEADS`.
         head_options: Keyword arguments of its constructor; a margin is in radians.
+        adversaries: What the embedding is trained not to tell, by a classifier behind a gradient
+            reversal each: "domain" (source or target), "channel" (near or far; both must be among
+            `channels`).
+        adversary_options: Keyword arguments of the constructor of each, see `ADVERSARIES`.
         detector: Name of the detector, a key of `DETECTORS`.
         detector_options: Keyword arguments of its constructor.
         sampling_rate: Of near and far, in hertz; the encoder's.
@@ -346,8 +351,10 @@ class AsdConfig(OwnTypeConfig):
     scored_embedding: Literal["pooled", "projected"] = "pooled"
     scored_pooling: Literal["mean", "cls", "rdp", "gem"] | None = None
     scored_pooling_options: dict[str, Any] | None = None
-    head: Literal["arcface"] = "arcface"
+    head: Literal["arcface", "adacos", "subcluster_adacos", "adaproj", "os_scl"] = "arcface"
     head_options: dict[str, Any] | None = None
+    adversaries: list[str] | tuple[str, ...] = ()
+    adversary_options: dict[str, Any] | None = None
     detector: Literal["knn"] = "knn"
     detector_options: dict[str, Any] | None = None
     sampling_rate: int = 16_000
@@ -373,6 +380,24 @@ class AsdConfig(OwnTypeConfig):
             raise ValueError(
                 "channels has 'unprocessed', but front_end='near' processes nothing. Name a front "
                 "end, or leave 'unprocessed' out."
+            )
+
+    def validate_adversaries(self) -> None:
+        """Refuse unknown or repeated adversaries, options without one, and one channel alone."""
+        adversaries = list(self.adversaries)
+        if set(adversaries) - set(ADVERSARIES) or len(set(adversaries)) < len(adversaries):
+            raise ValueError(
+                f"adversaries={adversaries} must be among {list(ADVERSARIES)}, each at most once."
+            )
+        if self.adversary_options and not adversaries:
+            raise ValueError(
+                f"adversary_options={self.adversary_options} came without adversaries. Name one, "
+                "or leave them out."
+            )
+        if "channel" in adversaries and len(self.channels) < 2:
+            raise ValueError(
+                f"adversaries={adversaries} tells near from far, but only {list(self.channels)} "
+                "is encoded. Set channels=['near', 'far'], or leave 'channel' out."
             )
 
     def validate_layers(self) -> None:
@@ -428,6 +453,8 @@ class AsdConfig(OwnTypeConfig):
                 "scored_pooling", self.scored_pooling, self.scored_pooling_options, POOLINGS
             )
         check_options("head", self.head, self.head_options, HEADS)
+        for name in self.adversaries:
+            check_options("adversary", name, self.adversary_options, ADVERSARIES)
         check_options("detector", self.detector, self.detector_options, DETECTORS)
 
     def validate_margin(self) -> None:

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers import initialization as init
 from transformers.utils.generic import ModelOutput, can_return_tuple
 
+from .adversary import ADVERSARIES, Adversary, reversal_strength
 from .configuration_asd import CHANNELS, AsdConfig
 from .front_ends import FRONT_ENDS
-from .heads import HEADS, ArcFaceHead
+from .heads import HEADS, Head
 from .modeling_beats import BeatsModel
 from .modeling_eat import EatModel
 from .modeling_fisher import FisherModel
@@ -43,7 +43,10 @@ LORA_TARGET_MODULES = {
 }
 # PEFT's modules_to_save for an AsdForProxyClassification: what is new and trained in full. PEFT
 # compares the ends of names, and a bare "projection" would take in that of BEATs' patches.
-LORA_MODULES_TO_SAVE = ("asd.pooling", "asd.projection", "head")
+LORA_MODULES_TO_SAVE = (
+    *("asd.pooling", "asd.projection", "head"),
+    *("domain_adversary", "channel_adversary"),
+)
 
 # What config.json says about the code beside it, whichever class was saved.
 AUTO_MAP = {
@@ -108,8 +111,8 @@ class AsdPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if isinstance(module, ArcFaceHead):
-            init.xavier_uniform_(module.weight)
+        if isinstance(module, (Head, Adversary)):
+            module.reset_parameters()
 
     @classmethod
     def from_pretrained(  # type: ignore[override]  # what we do not touch stays in **kwargs
@@ -191,7 +194,8 @@ class AsdModel(AsdPreTrainedModel):
     never see a gradient, which distributed training refuses.
     """
 
-    _keys_to_ignore_on_load_unexpected = [r"^head\."]  # noqa: RUF012 an instance attribute above
+    # What only training needs; a ClassVar would not do, it is an instance attribute above.
+    _keys_to_ignore_on_load_unexpected = [r"^head\.", r"^(domain|channel)_adversary\."]  # noqa: RUF012
 
     def __init__(self, config: AsdConfig) -> None:
         super().__init__(config)
@@ -426,16 +430,34 @@ class Projection(nn.Module):
 
 
 class AsdForProxyClassification(AsdPreTrainedModel):
-    """An `AsdModel` and the head that trains it by telling apart proxy classes of normal clips."""
+    """An `AsdModel` and the head that trains it by telling apart proxy classes of normal clips.
+
+    Attributes:
+        domain_adversary: Classifier of the domain, None unless `config.adversaries` has it.
+        channel_adversary: Classifier of the channel, likewise.
+        progress: Share of the training that is done, from 0 to 1; adversaries grow with it.
+    """
 
     def __init__(self, config: AsdConfig) -> None:
         super().__init__(config)
         self.asd = AsdModel(config)
         num_classes: Any = config.num_labels  # its type leaves None open
-        self.head = HEADS[config.head](
-            self.asd.projection.output_size, num_classes, **(config.head_options or {})
-        )
+        size = self.asd.projection.output_size
+        self.head = HEADS[config.head](size, num_classes, **(config.head_options or {}))
+        self.domain_adversary = self.build_adversary("domain", size)
+        self.channel_adversary = self.build_adversary("channel", size)
+        self.progress = 0.0
         self.post_init()
+
+    def build_adversary(self, name: str, size: int) -> Adversary | None:
+        """Return one of the config's adversaries of embeddings of a size, or None."""
+        if name not in self.config.adversaries:
+            return None
+        return ADVERSARIES[name](size, **(self.config.adversary_options or {}))
+
+    def set_progress(self, progress: float) -> None:
+        """Say which share of the training is done, from 0 to 1; the training loop calls it."""
+        self.progress = progress
 
     @can_return_tuple  # type: ignore[untyped-decorator]  # transformers' own
     def forward(
@@ -445,7 +467,7 @@ class AsdForProxyClassification(AsdPreTrainedModel):
         attention_mask: Tensor | None = None,
         front_end_strength: Tensor | None = None,
         labels: Tensor | None = None,
-        domain_labels: Tensor | None = None,  # noqa: ARG002  reserved, see below
+        domain_labels: Tensor | None = None,
         has_far: Tensor | None = None,
     ) -> AsdOutput:
         """Return loss, logits and embeddings of a batch of clips.
@@ -456,14 +478,40 @@ class AsdForProxyClassification(AsdPreTrainedModel):
             attention_mask: (batch, num_samples) or None.
             front_end_strength: (batch,) or None.
             labels: (batch,) int64 proxy classes, or (batch, num_labels) soft ones in [0, 1].
-            domain_labels: (batch,) int64, 0 = source, 1 = target. For heads that adapt to domains;
-                ArcFace reads none.
+            domain_labels: (batch,) int64, 0 = source, 1 = target, -1 = unknown. Only a domain
+                adversary reads them; it needs them beside labels.
             has_far: (batch,) bool or None, as `AsdModel`'s.
+
+        Raises:
+            ValueError: Labels do not fit, or an adversary's are missing; or as `AsdModel`.
         """
         output = self.asd(near_values, far_values, attention_mask, front_end_strength, has_far)
-        logits = self.head(output.projected_embedding.mean(dim=(1, 2)), labels)
-        loss = None if labels is None else self.head.loss(logits, labels)
+        projected = output.projected_embedding
+        logits, loss = self.head(projected.mean(dim=(1, 2)), labels)
+        if loss is not None:
+            loss = sum(self.adversarial_losses(projected, domain_labels), start=loss)
         return AsdOutput(loss=loss, logits=logits, embedding=output.embedding)
+
+    def adversarial_losses(self, projected: Tensor, domain_labels: Tensor | None) -> list[Tensor]:
+        """Return the loss of each adversary of projected embeddings (batch, views, bands, size)."""
+        strength = reversal_strength(self.progress)
+        losses = []
+        if self.domain_adversary is not None:
+            if domain_labels is None:
+                raise ValueError(
+                    "This model's config.adversaries has 'domain', but domain_labels is missing. "
+                    "Pass 0 for source, 1 for target and -1 for unknown."
+                )
+            losses.append(
+                self.domain_adversary(projected.mean(dim=(1, 2)), domain_labels, strength)
+            )
+        if self.channel_adversary is not None:
+            # Views are ordered by channel, then by layer: (B, 2, layers, bands, size) -> (B, 2, D)
+            channels = projected.unflatten(1, (2, -1)).mean(dim=(2, 3))
+            far = torch.tensor([channel == "far" for channel in self.config.channels])
+            labels = far.to(projected.device, torch.long).repeat(len(projected))
+            losses.append(self.channel_adversary(channels.flatten(0, 1), labels, strength))
+        return losses
 
 
 AsdModel.register_for_auto_class("AutoModel")

@@ -26,6 +26,11 @@ COLUMNS = (
 )
 
 
+def domain_label(domain: str | None) -> int:
+    """Return a domain as a model takes it: 0 = source, 1 = target, -1 = unknown."""
+    return UNKNOWN if domain is None else DOMAINS.index(domain)
+
+
 def machine_name(year: int, machine_type: str, section: int) -> str:
     """Return a machine's full name, as in files and tables: "2026/fan/00"."""
     return f"{year}/{machine_type}/{section:02d}"

@@ -25,6 +25,7 @@ from transformers import get_scheduler
 
 from nearfar.augmentation import clip_uniform, crop, mix_far
 from nearfar.embeddings import model_inputs
+from nearfar.schema import domain_label
 
 logger = logging.getLogger(__name__)
 
@@ -180,7 +181,8 @@ def train(
     uses its own process's share.
 
     Args:
-        model: Called like `AsdForProxyClassification`.
+        model: Called like `AsdForProxyClassification`; its `set_progress`, if it has one, is told
+            the share of updates done before each batch.
         clips: Training clips and labels.
         feature_extractor: The model's `AsdFeatureExtractor`.
         options: Of the training.
@@ -204,6 +206,7 @@ def train(
     def collate(rows: list[dict[str, Any]]) -> dict[str, Tensor]:
         batch = model_inputs(rows, feature_extractor)
         batch["labels"] = torch.tensor([row["label"] for row in rows])
+        batch["domain_labels"] = torch.tensor([domain_label(row["domain"]) for row in rows])
         batch["index"] = torch.tensor([row["index"] for row in rows])
         if front_end_strength:
             batch["front_end_strength"] = torch.tensor(
@@ -234,7 +237,7 @@ def train(
         num_warmup_steps=options.warmup_steps,
         num_training_steps=total,
     )
-    plain_model = model
+    plain_model: Any = model  # as AsdForProxyClassification, which nearfar must not import
     model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
     progress = Progress(data_digest=data_digest)
     accelerator.register_for_checkpointing(progress, schedule)
@@ -261,6 +264,8 @@ def train(
                 accelerator.skip_first_batches(loader, progress.batch) if progress.batch else loader
             )
             for batch in batches:
+                if hasattr(plain_model, "set_progress"):  # for what grows with the training
+                    plain_model.set_progress(progress.step / total)
                 with accelerator.accumulate(model):
                     loss = model(**augmented(plain_model, batch, options, progress.epoch)).loss
                     running.append(loss.detach())

@@ -136,7 +136,10 @@ def test_every_field_survives_a_round_trip(tmp_path, tiny_config):
         join_bands=True,
         scored_pooling="gem",
         scored_pooling_options={"p": 6.0, "gamma": 10.0},
-        head_options={"margin": 0.2},
+        head="os_scl",
+        head_options={"margin": 0.2, "num_subcenters": 114, "temperature": 0.04},
+        adversaries=["domain", "channel"],
+        adversary_options={"weight": 0.1},
         num_labels=9,
     )
     config.save_pretrained(tmp_path)

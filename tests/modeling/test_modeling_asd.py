@@ -14,6 +14,7 @@ from transformers import (
 from modeling import (
     ENCODERS,
     FRONT_ENDS,
+    HEADS,
     POOLINGS,
     AsdForProxyClassification,
     AsdModel,
@@ -462,7 +463,7 @@ def test_bands_and_views_are_projected_alike_and_averaged_for_the_head(tiny_mode
         scaled = (pooled - norm.running_mean) / (norm.running_var + norm.eps).sqrt()
         expected = linear(scaled * norm.weight + norm.bias)
         torch.testing.assert_close(output.projected_embedding[:, view, band], expected)
-    logits = model.head(output.projected_embedding.mean(dim=(1, 2)))
+    logits = model.head(output.projected_embedding.mean(dim=(1, 2))).logits
     torch.testing.assert_close(model(**batch).logits, logits)
 
 
@@ -499,12 +500,45 @@ def test_the_loss_is_the_heads_and_needs_labels(tiny_model, batch):
     assert model(**batch).loss is None
     labels = torch.tensor([0, 4, 2])
     output = model(**batch, labels=labels, domain_labels=torch.tensor([0, 1, 0]))
-    with_margin = model.head(model(**batch).embedding.mean(dim=(1, 2)), labels)
+    with_margin = model.head(model(**batch).embedding.mean(dim=(1, 2)), labels).logits
     torch.testing.assert_close(output.logits, with_margin)
     torch.testing.assert_close(output.loss, nn.functional.cross_entropy(with_margin, labels))
     soft = nn.functional.one_hot(labels, 5).float()
     expected = nn.functional.binary_cross_entropy_with_logits(with_margin, soft)
     torch.testing.assert_close(model(**batch, labels=soft).loss, expected)
+
+
+@pytest.mark.parametrize("head", sorted(set(HEADS) - {"arcface"}))
+def test_every_head_is_saved_with_its_state(head, tmp_path, tiny_config, batch):
+    options = {"num_basis_vectors": 3} if head == "adaproj" else {}
+    if head == "subcluster_adacos":
+        options = {"trainable_centers": False}
+    model = perturbed(AsdForProxyClassification(tiny_config(head=head, head_options=options)))
+    model.save_pretrained(tmp_path)
+    loaded = AsdForProxyClassification.from_pretrained(tmp_path)
+    labels = torch.tensor([0, 4, 2])
+    before, after = (one(**batch, labels=labels) for one in (model, loaded))
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    for kind in ("named_parameters", "named_buffers"):
+        assert dict(getattr(loaded, kind)()).keys() == dict(getattr(model, kind)()).keys()
+    assert AsdModel.from_pretrained(tmp_path)(**batch).embedding.equal(before.embedding)
+
+
+@pytest.mark.parametrize("head", sorted(set(HEADS)))
+def test_every_head_starts_as_its_constructor_says_whatever_the_initializer_range(
+    head, tiny_config
+):
+    options = {"num_basis_vectors": 3} if head == "adaproj" else {}
+    config = tiny_config(head=head, head_options=options, encoder={"initializer_range": 1e-4})
+    built = AsdForProxyClassification(config).head
+    alone = HEADS[head](32, 5, **options)
+    for name, tensor in alone.state_dict().items():
+        if name.endswith("weight") and "perturbation" not in name:
+            torch.testing.assert_close(
+                built.get_parameter(name).std(), tensor.std(), rtol=0.3, atol=0
+            )
+        elif name == "scale":
+            assert torch.equal(built.scale, tensor)
 
 
 def test_tuples_on_request(tiny_model, batch):

@@ -370,9 +370,13 @@ def test_a_bank_beside_another_encoder_is_refused(loaded) -> None:
 
 def test_a_folder_carries_the_code_it_needs_and_no_more(saved) -> None:
     assert {path.name for path in saved.run.glob("*.py")} == {
+        "adacos_heads.py",
         "adaptive_front_ends.py",
+        "adversary.py",
+        "arcface_head.py",
         "attention.py",
         "configuration_asd.py",
+        "contrastive_head.py",
         "detectors.py",
         "encoder_classifier.py",
         "encoder_inputs.py",
@@ -380,6 +384,7 @@ def test_a_folder_carries_the_code_it_needs_and_no_more(saved) -> None:
         "feature_extraction_asd.py",
         "front_end_base.py",
         "front_ends.py",
+        "head_base.py",
         "heads.py",
         "modeling_asd.py",
         "modeling_beats.py",

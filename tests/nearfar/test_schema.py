@@ -6,7 +6,15 @@ import sys
 
 import pytest
 
-from nearfar.schema import CONDITIONS, DOMAINS, FAR, NEAR, machine_name, resolve_machine
+from nearfar.schema import (
+    CONDITIONS,
+    DOMAINS,
+    FAR,
+    NEAR,
+    domain_label,
+    machine_name,
+    resolve_machine,
+)
 
 MACHINES = ["2026/fan/00", "2026/gearbox/00", "2026/valve/00", "2026/valve/01"]
 
@@ -57,3 +65,7 @@ def test_the_schema_runs_where_nothing_is_installed() -> None:
     assert spec.origin is not None
     # -I -S: neither the repository nor any site-packages on the path
     subprocess.run([sys.executable, "-I", "-S", spec.origin], check=True)
+
+
+def test_a_domain_is_numbered_as_models_take_it() -> None:
+    assert [domain_label(domain) for domain in (*DOMAINS, None)] == [0, 1, -1]
