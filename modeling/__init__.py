@@ -13,7 +13,16 @@ from transformers import (
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from .configuration_asd import FORMAT_VERSION, AsdConfig, BeatsConfig, EatConfig, FisherConfig
-from .detectors import DETECTORS, KnnDetector, NotFittedError
+from .detectors import (
+    DETECTORS,
+    Detector,
+    GmmDetector,
+    KmeansDetector,
+    KnnDetector,
+    LofDetector,
+    MahalanobisDetector,
+    NotFittedError,
+)
 from .feature_extraction_asd import CHANNELS, AsdFeatureExtractor
 from .front_ends import (
     FRONT_ENDS,
@@ -100,6 +109,7 @@ __all__ = [
     "CoherenceGain",
     "ComplexLeastSquares",
     "Decision",
+    "Detector",
     "EatConfig",
     "EatForAudioClassification",
     "EatModel",
@@ -108,8 +118,12 @@ __all__ = [
     "FrequencyDomainNlms",
     "FrontEnd",
     "GemPooling",
+    "GmmDetector",
+    "KmeansDetector",
     "KnnDetector",
     "Lms",
+    "LofDetector",
+    "MahalanobisDetector",
     "MeanPooling",
     "NearFrontEnd",
     "Nlms",

@@ -338,7 +338,7 @@ class AsdConfig(OwnTypeConfig):
     scored_pooling_options: dict[str, Any] | None = None
     head: Literal["arcface"] = "arcface"
     head_options: dict[str, Any] | None = None
-    detector: Literal["knn"] = "knn"
+    detector: Literal["knn", "mahalanobis", "kmeans", "gmm", "lof"] = "knn"
     detector_options: dict[str, Any] | None = None
     sampling_rate: int = 16_000
     format_version: int = FORMAT_VERSION
@@ -412,6 +412,7 @@ class AsdConfig(OwnTypeConfig):
             )
         check_options("head", self.head, self.head_options, HEADS)
         check_options("detector", self.detector, self.detector_options, DETECTORS)
+        DETECTORS[self.detector](**(self.detector_options or {}))  # it checks their values
 
     def validate_margin(self) -> None:
         """Refuse a margin in degrees."""
