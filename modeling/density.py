@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from .neighbor_search import Metric, nearest
+from .neighbor_search import Metric, ReferenceIndex
 
 # What becomes of a distance D to a reference with density b:
 # local_density               D / b                  (Wilkinghoff et al., ICASSP 2025)
@@ -73,7 +73,7 @@ def neighbor_lists(members: Tensor, clips: Tensor, length: int, *, metric: Metri
         return related(clips[rows], clips[sample[columns]])
 
     searched = members if len(sample) == count else members[sample]
-    indices, distances = nearest(members, searched, length, metric=metric, hidden=hidden)
+    indices, distances = ReferenceIndex(searched, metric).nearest(members, length, hidden=hidden)
     return NeighborLists(distances, sample[indices])
 
 

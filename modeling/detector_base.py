@@ -6,7 +6,7 @@ from typing import Protocol, Self, get_args
 import torch
 from torch import Tensor
 
-from .neighbor_search import REFERENCE_BLOCK, Metric, nearest, prepared
+from .neighbor_search import REFERENCE_BLOCK, Metric, ReferenceIndex, prepared
 
 # Id of each domain in a state; a clip of an unknown domain has one, too.
 DOMAIN_IDS = {"source": 0, "target": 1, None: 2}
@@ -133,8 +133,7 @@ class ReferenceDetector:
         references, _, rows = self._kept()
         if k < 1:
             raise ValueError(f"k={k} must be 1 or more.")
-        query = self._query(embedding)
-        found, distance = nearest(query, references, k, metric=self.metric)
+        found, distance = ReferenceIndex(references, self.metric).nearest(self._query(embedding), k)
         return rows[found], distance.float()
 
     def state_dict(self) -> dict[str, Tensor]:

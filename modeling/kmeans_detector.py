@@ -51,10 +51,10 @@ class KmeansDetector(ModelDetector):
             raise ImportError(
                 "KmeansDetector.fit needs scikit-learn: pip install scikit-learn."
             ) from error
-        themselves, clustered = clips[target].double(), clips[~target].double()
+        themselves, clustered = clips[target].double(), clips[~target]
         if not len(clustered):
             return {"centers": themselves}
-        clustered = clustered[content_order(clustered)]
+        clustered = clustered[content_order(clustered)].double()
         # A centre per clip at most; equal clips would leave centres empty.
         count = min(self.num_centers, len(clustered.unique(dim=0)))
         kmeans = KMeans(n_clusters=count, n_init=10, random_state=self.seed)

@@ -25,10 +25,11 @@ from .detector_base import (
     check_at_least,
     check_choice,
 )
-from .neighbor_search import Metric, nearest, smallest
+from .neighbor_search import Metric, ReferenceIndex
 from .synthetic_references import DEFAULT_NEIGHBORS, Mixtures, Oversampling, memmix, smote
 
 Standardization = Literal["none", "median", "z_score"]
+DomainChoice = Literal["clip", "view"]
 
 
 class _Group(NamedTuple):
@@ -38,6 +39,7 @@ class _Group(NamedTuple):
     members: Tensor  # (n, views, bands, size)
     clips: Tensor  # (n, 2) positions of the references a member is made of; a recorded one is two
     recorded: Tensor  # (n,) bool
+    indexes: dict[tuple[int, int], ReferenceIndex]  # of each view and band
 
 
 class KnnDetector(ReferenceDetector):
@@ -60,6 +62,8 @@ class KnnDetector(ReferenceDetector):
         metric: "cosine" is 1 - cos in [0, 2]; "euclidean" takes lengths into account;
             "unit_euclidean" is the Euclidean distance of vectors of length 1.
         per_domain: Whether source and target are searched apart; False makes one pool.
+        domain_choice: Whether the nearer domain is that of the clip, by the mean over its views, or
+            each view has its own, and the mean is taken of the smallest scores.
         normalization: What becomes of each distance, see `Normalization` in density.py. The k
             smallest rescaled distances count.
         density_neighbors: K, the others around a reference that make its density (or all its domain
@@ -70,6 +74,7 @@ class KnnDetector(ReferenceDetector):
         standardization: What is done to a domain's score before the smallest is taken: "median"
             divides by the median of its references' leave-one-out scores, "z_score" takes off their
             mean and divides by their standard deviation. A domain of one takes all references'.
+            With `domain_choice="view"` each view has a scale of its own.
         oversampling: Mixtures added to the target clips, "smote" or "memmix" (see
             synthetic_references.py); a machine without target clips gets none.
         oversampling_ratio: Of SMOTE: target members afterwards, as a share of the other clips.
@@ -91,6 +96,7 @@ class KnnDetector(ReferenceDetector):
         num_neighbors: int = 1,
         metric: Metric = "cosine",
         per_domain: bool = True,
+        domain_choice: DomainChoice = "clip",
         normalization: Normalization = "none",
         density_neighbors: int = 4,
         target_density_neighbors: int | None = None,
@@ -104,6 +110,7 @@ class KnnDetector(ReferenceDetector):
         views: Sequence[int] | None = None,
     ) -> None:
         super().__init__(metric=metric, views=views)
+        check_choice("domain_choice", domain_choice, get_args(DomainChoice))
         check_choice("normalization", normalization, get_args(Normalization))
         check_choice("standardization", standardization, get_args(Standardization))
         check_choice("oversampling", oversampling, get_args(Oversampling))
@@ -120,6 +127,7 @@ class KnnDetector(ReferenceDetector):
             )
         self.num_neighbors = num_neighbors
         self.per_domain = per_domain
+        self.domain_choice: DomainChoice = domain_choice
         self.normalization: Normalization = normalization
         self.density_neighbors = density_neighbors
         self.target_density_neighbors = target_density_neighbors
@@ -215,7 +223,13 @@ class KnnDetector(ReferenceDetector):
                 members = torch.cat([members, mixtures.embed(references, self.metric)])
                 made_of = torch.cat([made_of, mixtures.parents])
                 recorded = torch.arange(len(members)) < int(count)
-            groups.append(_Group(int(domain), members, made_of, recorded))
+            indexes = {
+                (view, band): ReferenceIndex(
+                    members[:, view : view + 1, band : band + 1], self.metric
+                )
+                for view, band in self._parts()
+            }
+            groups.append(_Group(int(domain), members, made_of, recorded, indexes))
         return groups
 
     def _score(self, query: Tensor) -> Tensor:
@@ -229,18 +243,18 @@ class KnnDetector(ReferenceDetector):
         lists: dict[tuple[int, int], list[NeighborLists]] | None = None,
     ) -> Tensor:
         """Return the smallest score of any domain; `left_out` (M,) names references not to see."""
-        scores = torch.stack(self._domain_scores(query, left_out, lists))  # (groups, M)
+        scores = self._domain_scores(query, left_out, lists)  # (groups, 1 or views, M)
         if self.standardization != "none":
-            scores = (scores - self.locations_[:, None]) / self.scales_[:, None]
-        return scores.amin(dim=0)
+            scores = (scores - self.locations_[..., None]) / self.scales_[..., None]
+        return scores.amin(dim=0).mean(dim=0)
 
     def _domain_scores(
         self,
         query: Tensor,
         left_out: Tensor | None = None,
         lists: dict[tuple[int, int], list[NeighborLists]] | None = None,
-    ) -> list[Tensor]:
-        """Return the score (M,) by each group, infinite where all of it is left out."""
+    ) -> Tensor:
+        """Return scores (groups, 1 or views, M), infinite where all of a group is left out."""
         by_group: list[list[Tensor]] = [[] for _ in self._groups]
         for part in self._parts():
             view, band = part
@@ -261,37 +275,46 @@ class KnnDetector(ReferenceDetector):
                         self.slopes_[number, view, band].expand(1, 1),
                     )
                 one = query[:, view : view + 1, band : band + 1]
-                by_group[number].append(self._part_score(one, part, group, rescaling, left_out))
+                score = self._part_score(one, group.indexes[part], rescaling, left_out, group.clips)
+                by_group[number].append(score)
                 first = last
-        return [torch.stack(parts).mean(dim=0) for parts in by_group]
+        scores = torch.stack([torch.stack(parts) for parts in by_group])  # (groups, parts, M)
+        if self.domain_choice == "clip":
+            return scores.mean(dim=1, keepdim=True)
+        return scores.unflatten(1, query.shape[1:3]).mean(dim=2)
 
     def _part_score(
         self,
         query: Tensor,
-        part: tuple[int, int],
-        group: _Group,
+        index: ReferenceIndex,
         rescaling: tuple[Tensor, Tensor] | None,
         left_out: Tensor | None,
+        clips: Tensor,
     ) -> Tensor:
-        """Return (M,): the mean of the k smallest distances, rescaled where that is asked for."""
-        view, band = part
-        members = group.members[:, view : view + 1, band : band + 1]
+        """Return (M,): the mean of the k smallest distances, rescaled where that is asked for.
+
+        Args:
+            query: (M, 1, 1, size).
+            index: Of one group's members, in the same view and band.
+            rescaling: Their densities (1 or M, n), and slopes (1 or M, 1).
+            left_out: (M,) positions of references not to see.
+            clips: (n, 2) positions of the references that each member is made of.
+        """
 
         def hidden(rows: Tensor, columns: Tensor) -> Tensor:
             assert left_out is not None
-            return related(left_out[rows, None].expand(-1, 2), group.clips[columns])
+            return related(left_out[rows, None].expand(-1, 2), clips[columns])
 
         hide = None if left_out is None else hidden
-        k = self.num_neighbors
         if rescaling is None:
-            _, values = nearest(query, members, k, metric=self.metric, hidden=hide)
+            _, values = index.nearest(query, self.num_neighbors, hidden=hide)
         else:
             density, slope = rescaling
 
             def value(distance: Tensor, columns: slice) -> Tensor:
                 return rescaled(distance, density[:, columns], slope, self.normalization)
 
-            values = smallest(query, members, k, metric=self.metric, value=value, hidden=hide)
+            values = index.smallest(query, self.num_neighbors, value=value, hidden=hide)
         there = values.isfinite()
         mean = values.where(there, 0.0).sum(dim=1) / there.sum(dim=1)
         return mean.where(there.any(dim=1), torch.inf)
@@ -351,32 +374,33 @@ class KnnDetector(ReferenceDetector):
         return found, slopes
 
     def _standard(self) -> tuple[Tensor, Tensor]:
-        """Return what is taken off each domain's scores and what they are divided by."""
-        lists = self._neighbor_lists()
-        by_group: list[Tensor] = []
+        """Return what is taken off each domain's scores and what they are divided by.
+
+        Returns:
+            Two tensors (groups, 1 or views) float64.
+        """
+        references, lists = self._kept()[0], self._neighbor_lists()
+        by_group = []
         for number, group in enumerate(self._groups):
             clips = group.clips[group.recorded, 0]
-            references = self._kept()[0]
             scores = [
                 self._domain_scores(references[block], block, lists)[number]
                 for block in clips.split(QUERY_BLOCK)
             ]
-            by_group.append(torch.cat(scores))
-        everything = torch.cat(by_group)
-        everything = everything[everything.isfinite()]
-        locations, scales = [], []
-        for found in by_group:
-            scores = found[found.isfinite()]
-            scores = scores if len(scores) else everything
-            if not len(scores):  # a bank of a single clip
-                location, scale = torch.zeros(()), torch.ones(())
-            elif self.standardization == "median":
-                location, scale = torch.zeros(()), scores.quantile(0.5)
-            else:
-                location, scale = scores.mean(), scores.std(correction=0)
-            locations.append(location.double())
-            scales.append(scale.double().clamp_min(EPSILON))
-        return torch.stack(locations), torch.stack(scales)
+            by_group.append(torch.cat(scores, dim=1))  # (1 or views, n)
+        scores = [group if group.shape[1] > 1 else torch.cat(by_group, dim=1) for group in by_group]
+        standards = [[self._standard_of(row) for row in group] for group in scores]
+        locations, scales = torch.tensor(standards, dtype=torch.float64).unbind(dim=2)
+        return locations.clone(), scales.clamp_min(EPSILON)
+
+    def _standard_of(self, scores: Tensor) -> tuple[float, float]:
+        """Return location and scale of leave-one-out scores; those of a clip alone are infinite."""
+        scores = scores[scores.isfinite()]
+        if not len(scores):  # a bank of clips that are all alone in their domains
+            return 0.0, 1.0
+        if self.standardization == "median":
+            return 0.0, float(scores.quantile(0.5))
+        return float(scores.mean()), float(scores.std(correction=0))
 
 
 __all__ = ["KnnDetector"]

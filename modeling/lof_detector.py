@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .detector_base import check_at_least
 from .model_detector import ModelDetector
-from .neighbor_search import Metric, nearest
+from .neighbor_search import Metric, ReferenceIndex
 
 
 class LofDetector(ModelDetector):
@@ -46,15 +46,16 @@ class LofDetector(ModelDetector):
             return {"reach": alone, "density": alone + 1}
         k = min(self.num_neighbors, len(clips) - 1)
         one = clips[:, None, None]
-        found, distance = nearest(
-            one, one, k, metric=self.metric, hidden=lambda rows, columns: rows[:, None] == columns
+        found, distance = ReferenceIndex(one, self.metric).nearest(
+            one, k, hidden=lambda rows, columns: rows[:, None] == columns
         )
         reach = distance[:, -1]
         return {"reach": reach, "density": _density(found, distance, reach)}
 
     def _score_part(self, model: dict[str, Tensor], query: Tensor, clips: Tensor) -> Tensor:
         k = min(self.num_neighbors, max(1, len(clips) - 1))
-        found, distance = nearest(query[:, None, None], clips[:, None, None], k, metric=self.metric)
+        index = ReferenceIndex(clips[:, None, None], self.metric)
+        found, distance = index.nearest(query[:, None, None], k)
         own = _density(found, distance, model["reach"])
         return model["density"][found].mean(dim=1) / own
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .detector_base import DOMAIN_IDS, content_order
-from .neighbor_search import Metric, nearest, prepared
+from .neighbor_search import Metric, ReferenceIndex, prepared
 
 Oversampling = Literal["none", "smote", "memmix"]
 
@@ -63,8 +63,8 @@ def smote(
         return _nothing()
     clips = references[targets]
     itself = torch.arange(len(targets))
-    neighbors, _ = nearest(
-        clips, clips, k, metric=metric, hidden=lambda rows, columns: itself[rows, None] == columns
+    neighbors, _ = ReferenceIndex(clips, metric).nearest(
+        clips, k, hidden=lambda rows, columns: rows[:, None] == columns
     )
     generator = torch.Generator().manual_seed(seed)
     first = itself.repeat(-(-count // len(targets)))[:count]
@@ -87,7 +87,9 @@ def memmix(
     targets, others = _targets_and_others(references, domain_ids)
     if not len(targets) or not len(others):
         return _nothing()
-    found, _ = nearest(references[targets], references[others], num_neighbors, metric=metric)
+    found, _ = ReferenceIndex(references[others], metric).nearest(
+        references[targets], num_neighbors
+    )
     parents = torch.stack([targets[:, None].expand(found.shape), others[found]], dim=2)
     return Mixtures(parents.flatten(0, 1), torch.full((found.numel(),), MEMMIX_SHARE))
 
