@@ -246,7 +246,8 @@ class KnnDetector(ReferenceDetector):
         scores = self._domain_scores(query, left_out, lists)  # (groups, 1 or views, M)
         if self.standardization != "none":
             scores = (scores - self.locations_[..., None]) / self.scales_[..., None]
-        return scores.amin(dim=0).mean(dim=0)
+        smallest: Tensor = scores.amin(dim=0).mean(dim=0)
+        return smallest
 
     def _domain_scores(
         self,

@@ -21,7 +21,7 @@ Metric = Literal["cosine", "euclidean", "unit_euclidean"]
 SEARCH_BLOCK = 256
 REFERENCE_BLOCK = 8192
 # References kept beyond k by the float32 pass, and how many numbers of them are read at a time.
-SPARE = 16
+SPARE = 8
 MEASURED_BLOCK = 2**22
 
 # (rows of the queries, columns of the references) -> (M, B) bool, True where a pair is not compared
