@@ -24,7 +24,8 @@ def coreset(references: Tensor, domain_ids: Tensor, size: int) -> Tensor:
     is_target = domain_ids == DOMAIN_IDS["target"]
     others = (~is_target).nonzero()[:, 0]
     if len(others) > size:
-        others = others[_k_centers(references[others].flatten(1), size)]
+        clips = references[others] if is_target.any() else references
+        others = others[_k_centers(clips.flatten(1), size)]
     return torch.cat([others, is_target.nonzero()[:, 0]]).sort().values
 
 

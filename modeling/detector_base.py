@@ -72,6 +72,7 @@ class ReferenceDetector:
         self.references_: Tensor | None = None  # (N, views, bands, size), unit vectors for cosine
         self.domain_ids_: Tensor | None = None  # (N,) int64, ascending
         self.rows_: Tensor | None = None  # (N,) int64: which of the clips given to `fit`
+        self._index: ReferenceIndex | None = None  # of whole clips, for `nearest`
 
     def fit(self, embedding: Tensor, *, domains: Sequence[str | None] | None = None) -> Self:
         """Learn from normal clips.
@@ -133,7 +134,9 @@ class ReferenceDetector:
         references, _, rows = self._kept()
         if k < 1:
             raise ValueError(f"k={k} must be 1 or more.")
-        found, distance = ReferenceIndex(references, self.metric).nearest(self._query(embedding), k)
+        if self._index is None:
+            self._index = ReferenceIndex(references, self.metric)
+        found, distance = self._index.nearest(self._query(embedding), k)
         return rows[found], distance.float()
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -189,6 +192,7 @@ class ReferenceDetector:
             order = domain_ids.sort(stable=True).indices
             references, domain_ids, rows = references[order], domain_ids[order], rows[order]
         self.references_, self.domain_ids_, self.rows_ = references, domain_ids, rows
+        self._index = None
 
     def _kept(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return references, domain ids and rows, or raise NotFittedError."""

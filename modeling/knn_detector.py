@@ -31,6 +31,8 @@ from .synthetic_references import DEFAULT_NEIGHBORS, Mixtures, Oversampling, mem
 Standardization = Literal["none", "median", "z_score"]
 DomainChoice = Literal["clip", "view"]
 
+LEFT_OUT_BLOCK = 2**20  # densities held at a time while references are left out
+
 
 class _Group(NamedTuple):
     """Members that are searched together: recorded clips first, then mixtures."""
@@ -158,7 +160,7 @@ class KnnDetector(ReferenceDetector):
             )
         lists = self._neighbor_lists()
         scores = torch.empty(len(rows))
-        for positions in torch.arange(len(rows)).split(QUERY_BLOCK):
+        for positions in torch.arange(len(rows)).split(self._left_out_at_a_time()):
             scores[rows[positions]] = self._smallest(
                 references[positions], left_out=positions, lists=lists
             ).float()
@@ -205,6 +207,12 @@ class KnnDetector(ReferenceDetector):
 
     def _loaded(self) -> None:
         self._groups = self._grouped()
+        members = sum(len(group.members) for group in self._groups)
+        if self.normalization != "none" and len(self.densities_) != members:
+            raise ValueError(
+                f"The state has {len(self.densities_)} densities, but there are {members} "
+                "references and mixtures. Load it with the options it was fitted with."
+            )
 
     def _grouped(self) -> list[_Group]:
         """Return the references and their mixtures by domain, or in one pool."""
@@ -320,6 +328,12 @@ class KnnDetector(ReferenceDetector):
         mean = values.where(there, 0.0).sum(dim=1) / there.sum(dim=1)
         return mean.where(there.any(dim=1), torch.inf)
 
+    def _left_out_at_a_time(self) -> int:
+        """Return for how many references the densities of all others are looked at together."""
+        if self.normalization == "none":
+            return QUERY_BLOCK
+        return max(1, min(QUERY_BLOCK, LEFT_OUT_BLOCK // sum(len(g.members) for g in self._groups)))
+
     def _num_density_neighbors(self, group: _Group) -> int:
         if group.domain == DOMAIN_IDS["target"] and self.target_density_neighbors is not None:
             return self.target_density_neighbors
@@ -386,7 +400,7 @@ class KnnDetector(ReferenceDetector):
             clips = group.clips[group.recorded, 0]
             scores = [
                 self._domain_scores(references[block], block, lists)[number]
-                for block in clips.split(QUERY_BLOCK)
+                for block in clips.split(self._left_out_at_a_time())
             ]
             by_group.append(torch.cat(scores, dim=1))  # (1 or views, n)
         scores = [group if group.shape[1] > 1 else torch.cat(by_group, dim=1) for group in by_group]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from modeling import density, detector_base, neighbor_search
+from modeling import density, detector_base, knn_detector, neighbor_search
 from modeling.detectors import DETECTORS, NotFittedError
 from tests.modeling.detector_cases import CASES, DOMAINS, EACH, EXACT, LEFT_OUT, REFITTED, clips
 
@@ -92,6 +92,14 @@ def test_a_clip_scores_the_same_alone_and_in_any_batch(detector, monkeypatch) ->
     monkeypatch.setattr(neighbor_search, "REFERENCE_BLOCK", 4)
     monkeypatch.setattr(neighbor_search, "SPARE", 0)
     torch.testing.assert_close(detector.anomaly_score(batch), alone, **one_rounding)
+
+
+@cases(LEFT_OUT)
+def test_references_are_left_out_the_same_in_blocks_of_any_size(detector, monkeypatch) -> None:
+    expected = detector.leave_one_out()
+    monkeypatch.setattr(knn_detector, "QUERY_BLOCK", 3)
+    monkeypatch.setattr(knn_detector, "LEFT_OUT_BLOCK", 40)
+    torch.testing.assert_close(detector.leave_one_out(), expected)
 
 
 @cases(EACH)

@@ -343,6 +343,13 @@ def test_a_state_without_rows_is_that_of_all_clips_in_order(references) -> None:
     assert torch.equal(loaded.anomaly_score(queries), detector.anomaly_score(queries))
 
 
+def test_a_state_of_other_options_is_refused(references) -> None:
+    fitted = KnnDetector(normalization="local_density", oversampling="memmix")
+    state = fitted.fit(references, domains=DOMAINS).state_dict()
+    with pytest.raises(ValueError, match="84 densities, but there are 20 references"):
+        KnnDetector(normalization="local_density").load_state_dict(state)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
