@@ -67,7 +67,8 @@ class KnnDetector(ReferenceDetector):
         domain_choice: Whether the nearer domain is that of the clip, by the mean over its views, or
             each view has its own, and the mean is taken of the smallest scores.
         normalization: What becomes of each distance, see `Normalization` in density.py. The k
-            smallest rescaled distances count.
+            smallest rescaled distances count. Local density and VarMin were published for one pool,
+            `per_domain=False`; ten target clips are few to learn VarMin's slope from.
         density_neighbors: K, the others around a reference that make its density (or all its domain
             has). A reference without any takes the mean density of the bank's.
         target_density_neighbors: K of the target domain; None takes the same.
@@ -91,6 +92,14 @@ class KnnDetector(ReferenceDetector):
         MahalanobisDetector and GmmDetector, which describe a domain by few numbers and do not grow
         with the bank; LofDetector, whose density is also that of the clip itself.
     """
+
+    # What `fit` leaves behind, where an option asks for it.
+    parents_: Tensor  # (S, 2) int64, of mixtures
+    shares_: Tensor  # (S,)
+    densities_: Tensor  # (members, views, bands) float64, group by group
+    slopes_: Tensor  # (groups, views, bands) float64
+    locations_: Tensor  # (groups, 1 or views) float64
+    scales_: Tensor  # likewise
 
     def __init__(
         self,
@@ -195,10 +204,10 @@ class KnnDetector(ReferenceDetector):
                 torch.stack([torch.cat(part[i], dim=-1)[0] for part in parts], dim=1)
                 for i in range(2)
             )
-            self.densities_ = density.unflatten(1, shape)  # (members, views, bands)
-            self.slopes_ = slope.unflatten(1, shape)  # (groups, views, bands)
+            self.densities_ = density.unflatten(1, shape)
+            self.slopes_ = slope.unflatten(1, shape)
         if self.standardization != "none":
-            self.locations_, self.scales_ = self._standard()  # (groups,) each
+            self.locations_, self.scales_ = self._standard()
 
     def _learned(self) -> list[str]:
         names = [] if self.oversampling == "none" else ["parents", "shares"]
@@ -254,8 +263,7 @@ class KnnDetector(ReferenceDetector):
         scores = self._domain_scores(query, left_out, lists)  # (groups, 1 or views, M)
         if self.standardization != "none":
             scores = (scores - self.locations_[..., None]) / self.scales_[..., None]
-        smallest: Tensor = scores.amin(dim=0).mean(dim=0)
-        return smallest
+        return scores.amin(dim=0).mean(dim=0)
 
     def _domain_scores(
         self,
@@ -290,7 +298,8 @@ class KnnDetector(ReferenceDetector):
         scores = torch.stack([torch.stack(parts) for parts in by_group])  # (groups, parts, M)
         if self.domain_choice == "clip":
             return scores.mean(dim=1, keepdim=True)
-        return scores.unflatten(1, query.shape[1:3]).mean(dim=2)
+        by_view: Tensor = scores.unflatten(1, query.shape[1:3]).mean(dim=2)
+        return by_view
 
     def _part_score(
         self,

@@ -1,5 +1,8 @@
 """One set of options per behaviour worth a contract of its own, and embeddings for them."""
 
+from collections.abc import Sequence
+
+import pytest
 import torch
 from torch import Tensor
 
@@ -63,3 +66,8 @@ def clips(count: int, *, seed: int) -> Tensor:
     """Return embeddings (count, 2 views, 2 bands, 6) around one point, as normal clips are."""
     generator = torch.Generator().manual_seed(seed)
     return 2.0 + torch.randn(count, 2, 2, 6, generator=generator)
+
+
+def cases(names: Sequence[str]) -> pytest.MarkDecorator:
+    """Keep a law to some cases: what the base class does is the same for all of a detector."""
+    return pytest.mark.parametrize("new_detector", names, indirect=True)

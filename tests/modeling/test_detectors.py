@@ -1,14 +1,12 @@
 """The laws that every detector keeps; a new one keeps them by being named in detector_cases.py."""
 
-from functools import cache
-
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from modeling import density, detector_base, knn_detector, neighbor_search
+from modeling import density, detector_base, neighbor_search
 from modeling.detectors import DETECTORS, NotFittedError
-from tests.modeling.detector_cases import CASES, DOMAINS, EACH, EXACT, LEFT_OUT, REFITTED, clips
+from tests.modeling.detector_cases import CASES, DOMAINS, EACH, LEFT_OUT, cases, clips
 
 # scikit-learn says so of a mixture of equal clips, and is right.
 pytestmark = pytest.mark.filterwarnings("ignore:Number of distinct clusters")
@@ -17,35 +15,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:Number of distinct clusters")
 @pytest.fixture
 def references() -> torch.Tensor:
     return clips(20, seed=0)
-
-
-@pytest.fixture(params=CASES)
-def new_detector(request):
-    """Return a function that constructs one detector of the registry."""
-    name, options = CASES[request.param]
-
-    def construct(**more):
-        return DETECTORS[name](**options | more)
-
-    construct.case, construct.name, construct.options = request.param, name, options
-    return construct
-
-
-@cache
-def fitted(case: str):
-    """Return one detector, which no test may change."""
-    name, options = CASES[case]
-    return DETECTORS[name](**options).fit(clips(20, seed=0), domains=DOMAINS)
-
-
-@pytest.fixture
-def detector(new_detector):
-    return fitted(new_detector.case)
-
-
-def cases(names):
-    """Keep a law to some cases: what the base class does is the same for all of a detector."""
-    return pytest.mark.parametrize("new_detector", names, indirect=True)
 
 
 def test_every_detector_is_held_to_the_contract() -> None:
@@ -94,14 +63,6 @@ def test_a_clip_scores_the_same_alone_and_in_any_batch(detector, monkeypatch) ->
     torch.testing.assert_close(detector.anomaly_score(batch), alone, **one_rounding)
 
 
-@cases(LEFT_OUT)
-def test_references_are_left_out_the_same_in_blocks_of_any_size(detector, monkeypatch) -> None:
-    expected = detector.leave_one_out()
-    monkeypatch.setattr(knn_detector, "QUERY_BLOCK", 3)
-    monkeypatch.setattr(knn_detector, "LEFT_OUT_BLOCK", 40)
-    torch.testing.assert_close(detector.leave_one_out(), expected)
-
-
 @cases(EACH)
 def test_no_clip_gives_no_score(detector) -> None:
     assert detector.anomaly_score(clips(0, seed=1)).shape == (0,)
@@ -135,45 +96,6 @@ def test_fitting_again_gives_the_same_and_forgets_what_was_before(
         torch.testing.assert_close(again.state_dict()[name], tensor)
 
 
-@cases(EXACT)
-def test_leave_one_out_is_what_the_other_references_say(new_detector, detector, references) -> None:
-    left_out = detector.leave_one_out()
-    for i in range(20):
-        others = [j for j in range(20) if j != i]
-        alone = new_detector().fit(references[others], domains=[DOMAINS[j] for j in others])
-        torch.testing.assert_close(left_out[[i]], alone.anomaly_score(references[[i]]))
-
-
-@cases(REFITTED)
-def test_a_model_is_refitted_without_the_fold_of_a_reference(
-    new_detector, detector, references
-) -> None:
-    """Ten folds of twenty clips: some partner explains a clip's score."""
-    left_out = detector.leave_one_out()
-    for i in (3, 17):
-        possible = []
-        for partner in set(range(20)) - {i}:
-            others = [j for j in range(20) if j not in (i, partner)]
-            refitted = new_detector().fit(references[others], domains=[DOMAINS[j] for j in others])
-            possible.append(refitted.anomaly_score(references[[i]]).item())
-        assert min(abs(left_out[i].item() - score) for score in possible) < 1e-4 * abs(left_out[i])
-
-
-@cases(REFITTED)
-def test_ten_references_or_fewer_are_left_out_one_by_one(new_detector, references) -> None:
-    few, domains = references[12:19], DOMAINS[12:19]
-    left_out = new_detector().fit(few, domains=domains).leave_one_out()
-    for i in range(7):
-        others = [j for j in range(7) if j != i]
-        alone = new_detector().fit(few[others], domains=[domains[j] for j in others])
-        torch.testing.assert_close(left_out[[i]], alone.anomaly_score(few[[i]]))
-
-
-def test_one_reference_alone_cannot_be_left_out(new_detector, references) -> None:
-    with pytest.raises(ValueError, match="two references or more"):
-        new_detector().fit(references[:1]).leave_one_out()
-
-
 def test_one_reference_of_each_domain_is_enough_to_score(new_detector, references) -> None:
     for domains in (["source", "target", None], ["source"] * 2 + ["target"], ["target"] * 3):
         detector = new_detector().fit(references[:3], domains=domains)
@@ -182,17 +104,6 @@ def test_one_reference_of_each_domain_is_enough_to_score(new_detector, reference
     alone = new_detector().fit(references[:1])
     known, unknown = alone.anomaly_score(torch.stack([references[0], -5 * references[0]]))
     assert known < unknown < torch.inf
-
-
-def test_ten_target_clips_beside_many_give_finite_scores_and_leave_one_out(new_detector) -> None:
-    embedding = clips(40, seed=3)
-    embedding[30:] += 3.0
-    detector = new_detector().fit(embedding, domains=["source"] * 30 + ["target"] * 10)
-    assert detector.anomaly_score(embedding).isfinite().all()
-    if new_detector.case in LEFT_OUT:
-        left_out = detector.leave_one_out()
-        assert left_out.isfinite().all()
-        assert left_out.mean() > detector.anomaly_score(embedding).mean()
 
 
 def test_constant_embeddings_are_told_from_what_is_not_there(new_detector, references) -> None:
