@@ -46,7 +46,7 @@ class ScoringArguments:
     output_dir: Path = field(metadata={"help": "Holds one file per measurement."})
     references: list[int] = field(
         default_factory=lambda: [1_000, 10_000, 100_000],
-        metadata={"help": "Sizes of the bank; a million of 768 takes 4 GB."},
+        metadata={"help": "Sizes of the bank; a million of 768 takes 7 GB."},
     )
     batch_sizes: list[int] = field(default_factory=lambda: [1, 64])
     peers: list[str] = field(
