@@ -14,7 +14,16 @@ from transformers.pipelines import PIPELINE_REGISTRY
 
 from .adversary import ADVERSARIES, Adversary
 from .configuration_asd import FORMAT_VERSION, AsdConfig, BeatsConfig, EatConfig, FisherConfig
-from .detectors import DETECTORS, KnnDetector, NotFittedError
+from .detectors import (
+    DETECTORS,
+    Detector,
+    GmmDetector,
+    KmeansDetector,
+    KnnDetector,
+    LofDetector,
+    MahalanobisDetector,
+    NotFittedError,
+)
 from .feature_extraction_asd import CHANNELS, AsdFeatureExtractor
 from .front_ends import (
     FRONT_ENDS,
@@ -115,6 +124,7 @@ __all__ = [
     "ComplexLeastSquares",
     "ContrastiveHead",
     "Decision",
+    "Detector",
     "EatConfig",
     "EatForAudioClassification",
     "EatModel",
@@ -123,10 +133,14 @@ __all__ = [
     "FrequencyDomainNlms",
     "FrontEnd",
     "GemPooling",
+    "GmmDetector",
     "Head",
     "HeadOutput",
+    "KmeansDetector",
     "KnnDetector",
     "Lms",
+    "LofDetector",
+    "MahalanobisDetector",
     "MeanPooling",
     "NearFrontEnd",
     "Nlms",

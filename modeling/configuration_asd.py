@@ -355,7 +355,7 @@ class AsdConfig(OwnTypeConfig):
     head_options: dict[str, Any] | None = None
     adversaries: list[str] | tuple[str, ...] = ()
     adversary_options: dict[str, Any] | None = None
-    detector: Literal["knn"] = "knn"
+    detector: Literal["knn", "mahalanobis", "kmeans", "gmm", "lof"] = "knn"
     detector_options: dict[str, Any] | None = None
     sampling_rate: int = 16_000
     format_version: int = FORMAT_VERSION
@@ -456,6 +456,7 @@ class AsdConfig(OwnTypeConfig):
         for name in self.adversaries:
             check_options("adversary", name, self.adversary_options, ADVERSARIES)
         check_options("detector", self.detector, self.detector_options, DETECTORS)
+        DETECTORS[self.detector](**(self.detector_options or {}))  # it checks their values
 
     def validate_margin(self) -> None:
         """Refuse a margin in degrees."""

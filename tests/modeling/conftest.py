@@ -1,8 +1,11 @@
+from functools import cache
+
 import pytest
 import torch
 from torch import Tensor
 
-from modeling import AsdConfig, AsdForProxyClassification
+from modeling import DETECTORS, AsdConfig, AsdForProxyClassification, Detector
+from tests.modeling.detector_cases import CASES, DOMAINS, clips
 from tests.tiny import TINY_ENCODER
 
 
@@ -44,3 +47,27 @@ def pairs():
         return machine + 0.5 * noise, 0.3 * machine + noise
 
     return [pair(n) for n in (8_000, 5_001, 6_600)]
+
+
+@pytest.fixture(params=CASES)
+def new_detector(request):
+    """Return a function that constructs the detector of a case; keyword arguments override."""
+    name, options = CASES[request.param]
+
+    def construct(**more) -> Detector:
+        return DETECTORS[name](**options | more)
+
+    construct.case, construct.options = request.param, options
+    return construct
+
+
+@cache
+def fitted(case: str) -> Detector:
+    name, options = CASES[case]
+    return DETECTORS[name](**options).fit(clips(20, seed=0), domains=DOMAINS)
+
+
+@pytest.fixture
+def detector(new_detector) -> Detector:
+    """Return the detector of a case, fitted; it is the same for all tests, so leave it as it is."""
+    return fitted(new_detector.case)

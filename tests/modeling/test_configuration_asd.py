@@ -7,7 +7,7 @@ from huggingface_hub.errors import (
 )
 from transformers import AutoConfig
 
-from modeling import AsdConfig, BeatsConfig
+from modeling import DETECTORS, AsdConfig, BeatsConfig
 from modeling.configuration_asd import FORMAT_VERSION
 from tests.tiny import TINY_FISHER
 
@@ -73,6 +73,21 @@ def test_a_newer_format_is_refused_with_what_to_do(tmp_path):
     path.write_text(json.dumps(saved | {"format_version": FORMAT_VERSION + 1}))
     with pytest.raises(StrictDataclassClassValidationError, match="Update nearfar"):
         AsdConfig.from_pretrained(tmp_path)
+
+
+def test_options_of_the_detector_are_checked_by_name_and_by_value():
+    AsdConfig(detector="mahalanobis", detector_options={"shrink_to": "largest", "views": [0]})
+    with pytest.raises(StrictDataclassClassValidationError, match="unknown to detector='lof'"):
+        AsdConfig(detector="lof", detector_options={"num_neighbours": 4})
+    with pytest.raises(StrictDataclassClassValidationError, match="covariance_type='tied' is not"):
+        AsdConfig(detector="gmm", detector_options={"covariance_type": "tied"})
+    with pytest.raises(StrictDataclassFieldValidationError, match="detector"):
+        AsdConfig(detector="ocsvm")
+
+
+def test_every_detector_can_be_named_in_a_configuration():
+    for name in DETECTORS:
+        assert AsdConfig(detector=name).detector == name
 
 
 def test_a_wrong_type_is_refused():

@@ -1,3 +1,4 @@
+import inspect
 import json
 import logging
 from types import SimpleNamespace
@@ -9,7 +10,9 @@ import torch
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
 from modeling import (
+    DETECTORS,
     AsdConfig,
+    KnnDetector,
     ReferenceBank,
     UnknownMachineError,
     encoder_fingerprint,
@@ -236,6 +239,21 @@ def test_nearest_references_are_named(bank) -> None:
     json.dumps(clip)  # plain Python values
 
 
+@pytest.mark.parametrize("detector", DETECTORS)
+def test_a_bank_of_any_detector_judges_names_references_and_comes_back(
+    detector, queries, tmp_path
+) -> None:
+    bank = ReferenceBank(AsdConfig(detector=detector)).fit(table(20), frozen_encoder=True)
+    assert bank.decide(bank.anomaly_score(queries)[0].item(), FAN).p_value <= 1
+    (nearest,) = bank.nearest_references(torch.from_numpy(table(20).embedding[[4]]), k=2)
+    assert [nearest[0][key] for key in ("file_name", "domain")] == ["train_0004.wav", "target"]
+    assert nearest[0]["distance"] < 1e-6 < nearest[1]["distance"]
+    bank.save_pretrained(tmp_path)
+    assert all_answers(ReferenceBank.from_pretrained(tmp_path), queries) == all_answers(
+        bank, queries
+    )
+
+
 def test_a_score_that_is_nan_gets_no_verdict(bank) -> None:
     with pytest.raises(ValueError, match="is NaN"):
         bank.decide(float("nan"), FAN)
@@ -283,11 +301,10 @@ def test_the_file_says_every_option_of_the_detector_also_those_left_at_their_def
 ) -> None:
     bank.save_pretrained(tmp_path)
     described = json.loads((tmp_path / "reference_bank.json").read_text(encoding="utf-8"))
-    assert described["detector_options"] == {
-        "num_neighbors": 2,
-        "metric": "cosine",
-        "per_domain": True,
-    }
+    parameters = inspect.signature(KnnDetector).parameters
+    defaults = {name: parameter.default for name, parameter in parameters.items()}
+    assert described["detector_options"] == defaults | {"num_neighbors": 2}
+    assert defaults["num_neighbors"] == 1
     assert described["format_version"] == FORMAT_VERSION
     assert described["machines"][FAN]["rule"]["quantile"] == 0.9
 
