@@ -12,6 +12,7 @@ from transformers import (
 )
 from transformers.pipelines import PIPELINE_REGISTRY
 
+from .calibration import THRESHOLDS, Calibration, Decision, DomainPValue, ThresholdName
 from .configuration_asd import FORMAT_VERSION, AsdConfig, BeatsConfig, EatConfig, FisherConfig
 from .detectors import DETECTORS, KnnDetector, NotFittedError
 from .feature_extraction_asd import CHANNELS, AsdFeatureExtractor
@@ -51,7 +52,7 @@ from .pooling import (
     MeanPooling,
     RdpPooling,
 )
-from .reference_bank import Decision, ReferenceBank, UnknownMachineError, encoder_fingerprint
+from .reference_bank import ReferenceBank, UnknownMachineError, encoder_fingerprint
 
 for _config, _model, _classifier in (
     (BeatsConfig, BeatsModel, BeatsForAudioClassification),
@@ -83,6 +84,7 @@ __all__ = [
     "LORA_MODULES_TO_SAVE",
     "LORA_TARGET_MODULES",
     "POOLINGS",
+    "THRESHOLDS",
     "AnomalousSoundDetectionPipeline",
     "ArcFaceHead",
     "AsdConfig",
@@ -96,10 +98,12 @@ __all__ = [
     "BeatsConfig",
     "BeatsForAudioClassification",
     "BeatsModel",
+    "Calibration",
     "ClsPooling",
     "CoherenceGain",
     "ComplexLeastSquares",
     "Decision",
+    "DomainPValue",
     "EatConfig",
     "EatForAudioClassification",
     "EatModel",
@@ -118,6 +122,7 @@ __all__ = [
     "ReferenceBank",
     "Rls",
     "SpectralSubtraction",
+    "ThresholdName",
     "UnknownMachineError",
     "WienerGain",
     "encoder_fingerprint",
