@@ -4,6 +4,7 @@ A leaf: it imports nothing but the standard library, so that `data_scripts` may 
 """
 
 from collections.abc import Iterable
+from typing import NamedTuple
 
 # A two-channel recording holds the pair: which channel is which microphone. The same fact for code
 # that travels with a checkpoint is `CHANNELS` in modeling/feature_extraction_asd.py.
@@ -24,6 +25,18 @@ COLUMNS = (
     "attributes",
     "year",
 )
+
+
+class GroundTruth(NamedTuple):
+    """What the name of a clip of an evaluation set does not tell.
+
+    Attributes:
+        condition: "normal" or "anomaly".
+        domain: "source", "target", or None where there are no domains (2020).
+    """
+
+    condition: str
+    domain: str | None
 
 
 def machine_name(year: int, machine_type: str, section: int) -> str:
