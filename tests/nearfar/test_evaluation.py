@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from nearfar import evaluation
 from nearfar.dcase_task2.bootstrap import bootstrap_interval, resampled_metrics
 from nearfar.dcase_task2.metrics import (
     decision_metrics,
@@ -417,6 +418,19 @@ def test_a_score_folder_keeps_scores_metrics_calibration_and_plots(
     assert calibration == {machine: [0.5, 0.25] for machine in MACHINES}
     plots = sorted(path.name for path in (folder / "plots").iterdir())
     assert plots == ["2026_fan_00.png", "2026_valve_00.png", "calibration.png"]
+
+
+def test_a_score_folders_metrics_are_printed_again(
+    written: tuple[Path, ScoreTable],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder, _ = written
+    for print_as in ("table", "latex"):
+        words = ["evaluation", "--scores", str(folder), "--print_as", print_as]
+        monkeypatch.setattr("sys.argv", words)
+        evaluation.main()
+        assert capsys.readouterr().out == format_metrics(read_metrics(folder), print_as) + "\n"
 
 
 def test_a_machine_without_a_threshold_gets_no_decisions(tmp_path: Path) -> None:
