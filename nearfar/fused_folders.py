@@ -75,7 +75,7 @@ def fuse_folders(args: FusionOptions, calibrate: Calibrate, *, num_resamples: in
     Args:
         args: Which folders, and their weights.
         calibrate: Makes thresholds and p-values of fused calibration scores.
-        num_resamples: Of the bootstrap intervals of a weight search.
+        num_resamples: Of the bootstrap intervals of a weight search; 0 takes 1000.
 
     Raises:
         FileNotFoundError: A folder has no scores.
@@ -92,6 +92,7 @@ def fuse_folders(args: FusionOptions, calibrate: Calibrate, *, num_resamples: in
         for held in (read_calibration(folder, machines) for folder in folders)
     ]
     scores = {name: [member[name].anomaly_scores for member in clips] for name in machines}
+    search: dict[str, Any] | None
     if args.search_weights:
         even = [1 / len(folders)] * len(folders)
         normalized = ScoreFusion(even, normalization=args.normalization).fit(scores)
@@ -102,7 +103,7 @@ def fuse_folders(args: FusionOptions, calibrate: Calibrate, *, num_resamples: in
             step=args.search_step,
             num_trials=args.num_trials,
             seed=args.search_seed,
-            num_resamples=max(1, num_resamples),
+            num_resamples=num_resamples or 1000,
         )
         fusion = ScoreFusion(found.weights, normalization=args.normalization)
         search = found.describe()
