@@ -372,6 +372,7 @@ def test_a_folder_carries_the_code_it_needs_and_no_more(saved) -> None:
     assert {path.name for path in saved.run.glob("*.py")} == {
         "adaptive_front_ends.py",
         "attention.py",
+        "calibration.py",
         "configuration_asd.py",
         "detectors.py",
         "encoder_classifier.py",
