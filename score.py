@@ -1,6 +1,8 @@
-"""Score test clips with a run folder: challenge CSVs, metrics, a table and plots.
+"""Score test clips with a run folder, or fuse what several systems scored.
 
 python score.py --model runs/quickstart --data_dir DATA --output_dir scores/quickstart
+python score.py --fuse scores/a scores/b --weights 0.45 0.55 --output_dir scores/c
+python score.py --fuse runs/a runs/b --weights 0.45 0.55 --output_dir runs/c
 """
 
 import logging
@@ -14,48 +16,56 @@ import torch
 import yaml
 from accelerate import Accelerator
 
+from data_scripts.ground_truth import read_ground_truth
 from data_scripts.near_far import decoded, known, load_near_far
-from modeling import AsdFeatureExtractor, AsdModel, ReferenceBank
+from modeling import AsdFeatureExtractor, AsdModel, Calibration, ReferenceBank
 from nearfar.arguments import parse_arguments, script
 from nearfar.embeddings import extract_embeddings
-from nearfar.evaluation import (
-    METRICS_FILE,
-    ScoreTable,
-    evaluate_scores,
-    format_metrics,
-    write_score_folder,
-)
-from nearfar.files import read_json, whole_folder
-from nearfar.hub import read_run
-from nearfar.submission import check_scores
+from nearfar.evaluation import METRICS_FILE, ScoreTable, evaluate_scores, table_year
+from nearfar.files import read_json
+from nearfar.fused_folders import FusionOptions, fuse_folders, stated_fusion
+from nearfar.fused_scores import CalibrationClips, verdicts
+from nearfar.fusion_run import read_fusion, write_fusion_run
+from nearfar.hub import RUN_FILE, read_run
+from nearfar.metric_tables import PrintAs, format_metrics
+from nearfar.score_folder import Scored, write_scores
+from nearfar.scorers import FusionScorer, Scorer
 
 logger = logging.getLogger("nearfar.score")
 
 
 @dataclass(kw_only=True)
-class ScoreArguments:
+class ScoreArguments(FusionOptions):
     """Arguments of score.py."""
 
-    model: Path = field(metadata={"help": "A run folder written by train.py."})
-    data_dir: Path = field(metadata={"help": "Recordings in the official layout."})
-    output_dir: Path = field(metadata={"help": "The score folder to write."})
+    model: Path | None = field(default=None, metadata={"help": "A run folder, to score clips."})
+    output_dir: Path = field(metadata={"help": "The score (or run) folder to write."})
+    data_dir: Path | None = field(
+        default=None, metadata={"help": "Recordings in the official layout, for --model."}
+    )
     year: int | None = field(default=None, metadata={"help": "None takes the run's."})
     score_subsets: list[str] = field(
         default_factory=lambda: ["dev"], metadata={"help": "Any of dev, eval_test."}
     )
     machine_types: list[str] | None = field(default=None, metadata={"help": "None takes all."})
+    ground_truth: Path | None = field(
+        default=None,
+        metadata={"help": "What an evaluation set's names do not tell: the official files."},
+    )
     resample: bool = field(default=False, metadata={"help": "Resample clips of other rates."})
     num_proc: int | None = field(default=None, metadata={"help": "Processes that prepare data."})
     extraction_batch_size: int = field(default=16, metadata={"help": "Clips embedded at once."})
     dataloader_num_workers: int = field(
         default=0, metadata={"help": "Processes that decode ahead."}
     )
+
     num_resamples: int = field(default=1000, metadata={"help": "Of the bootstrap; 0: no interval."})
+    print_as: PrintAs = field(default="table", metadata={"help": "table, csv, json or latex."})
 
 
 @dataclass
-class Scorer:
-    """A system that scores clips: a run folder, loaded.
+class ModelScorer:
+    """A run of kind "model".
 
     Attributes:
         model: Gives embeddings.
@@ -76,6 +86,10 @@ class Scorer:
         for machine in sorted(set(machines)):
             self.bank.resolve(machine)
 
+    def calibration(self, machine: str) -> Calibration:
+        """Return a machine's calibration clips, their scores and its threshold."""
+        return self.bank.calibration(machine)
+
     def score(
         self,
         clips: Sequence[dict[str, Any]],
@@ -93,16 +107,13 @@ class Scorer:
             description="scoring",
             **options,
         )
-        scores, p_values = np.empty(len(table)), np.full(len(table), np.nan)
-        decisions = np.full(len(table), None, dtype=object)
+        scores = np.empty(len(table))
         for machine in table.machine_names:
             rows = np.flatnonzero(table.machines == machine)
             embedding = torch.from_numpy(table.embedding[rows])
             scores[rows] = self.bank.anomaly_score(embedding, machine).double().numpy()
-            for row in rows if self.bank.threshold(machine) is not None else []:
-                decision = self.bank.decide(float(scores[row]), machine)
-                decisions[row] = int(decision.anomalous)
-                p_values[row] = decision.p_value
+        calibrations = {name: self.calibration(name) for name in table.machine_names}
+        p_values, decisions = verdicts(table.machines, scores, calibrations)
         return ScoreTable(
             machines=table.machines,
             file_names=table.file_names,
@@ -114,36 +125,57 @@ class Scorer:
         )
 
 
-def load_scorer(folder: Path) -> Scorer:
-    """Load a run folder with the local classes, never with the folder's own code.
-
-    Raises:
-        FileNotFoundError: It is not a complete run folder.
-        ValueError: It is of a kind that this version cannot score, or its bank belongs to another
-            encoder.
-    """
-    run = read_run(folder)
-    if run["kind"] != "model":
-        raise ValueError(
-            f"{folder} is a {run['kind']!r}; this version of score.py scores runs of kind 'model'."
-        )
-    model = AsdModel.from_pretrained(folder).eval()
-    bank = ReferenceBank.from_pretrained(folder)
-    bank.check_encoder(model)
-    return Scorer(
-        model=model,
-        feature_extractor=AsdFeatureExtractor.from_pretrained(folder),
-        bank=bank,
-        recipe=yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8")),
-        metrics=read_json(folder / METRICS_FILE),
-    )
-
-
 def main() -> None:
-    """Load the system and the clips, score, evaluate, write, print."""
+    """Score clips or fuse scores, evaluate, write, print; or make a fusion's run folder."""
     logging.basicConfig(format="%(message)s", level=logging.INFO)
     args = parse_arguments(ScoreArguments)
+    check_arguments(args)
+    if args.fuse is not None and any((folder / RUN_FILE).is_file() for folder in args.fuse):
+        fusion, search = stated_fusion(args)
+        write_fusion_run(args.output_dir, args.fuse, fusion, search=search)
+        print(f"written to {args.output_dir}")  # noqa: T201 - the script's answer
+        return
     accelerator = Accelerator()
+    scored = (
+        score_clips(args, accelerator)
+        if args.fuse is None
+        else fuse_folders(args, calibrate, num_resamples=args.num_resamples)
+    )
+    if not accelerator.is_main_process:
+        return
+    table = scored.table
+    if args.ground_truth is not None:
+        truth = read_ground_truth(args.ground_truth, year=table_year(table))
+        table = table.with_ground_truth(truth)
+    metrics = evaluate_scores(
+        table,
+        num_resamples=args.num_resamples,
+        num_calibration={name: len(c.file_names) for name, c in scored.calibrations.items()},
+    )
+    write_scores(args.output_dir, scored._replace(table=table), metrics | scored.provenance)
+    print(format_metrics(metrics, args.print_as))  # noqa: T201 - the script's answer
+    logger.info("written to %s", args.output_dir)
+
+
+def check_arguments(args: ScoreArguments) -> None:
+    """Raise ValueError where arguments do not go together."""
+    args.check_weights()
+    if (args.model is None) == (args.fuse is None):
+        raise ValueError("Give either --model, to score clips, or --fuse, to fuse scores.")
+    if args.model is not None and args.data_dir is None:
+        raise ValueError("--model needs --data_dir, the recordings to score.")
+    if args.output_dir.resolve() in [folder.resolve() for folder in args.fuse or ()]:
+        raise ValueError(f"{args.output_dir} is a member of the fusion. Give another output_dir.")
+    if args.search_weights and args.ground_truth is not None:
+        raise ValueError(
+            "Weights are searched on development labels, never on an evaluation set's ground "
+            "truth. Search on the development set, then give --weights_from its score folder."
+        )
+
+
+def score_clips(args: ScoreArguments, accelerator: Accelerator) -> Scored:
+    """Score the clips of a data folder with a run folder."""
+    assert args.model is not None  # check_arguments
     scorer = load_scorer(args.model)
     with accelerator.main_process_first():
         clips = load_near_far(
@@ -161,37 +193,52 @@ def main() -> None:
         batch_size=args.extraction_batch_size,
         num_workers=args.dataloader_num_workers,
     )
-    if not accelerator.is_main_process:
-        return
-    metrics = evaluate_scores(table, num_resamples=args.num_resamples)
-    metrics |= {name: scorer.metrics.get(name) for name in ("seed", "recipe", "frozen_encoder")}
-    bank = scorer.bank
-    thresholds = {name: bank.threshold(name) for name in table.machine_names}
-    if without := [name for name, threshold in thresholds.items() if threshold is None]:
-        logger.warning("No decisions for %s: no calibration clips, so no threshold.", without)
-    with whole_folder(args.output_dir, last=METRICS_FILE) as partial:
-        write_score_folder(
-            partial,
-            table,
-            metrics,
-            calibration_scores={
-                name: bank.calibration_scores(name).tolist() for name in table.machine_names
-            },
-            thresholds=thresholds,
+    return Scored(
+        table,
+        {name: scorer.calibration(name) for name in table.machine_names},
+        {name: scorer.metrics.get(name) for name in ("seed", "recipe", "frozen_encoder")},
+    )
+
+
+def calibrate(clips: CalibrationClips) -> Calibration:
+    """Return the percentile threshold of fused calibration scores."""
+    scores = torch.from_numpy(clips.anomaly_scores)
+    return Calibration.fit(scores, clips.file_names, clips.domains, origin=clips.origin)
+
+
+def load_scorer(folder: Path) -> Scorer:
+    """Load a run folder with the local classes, never with the folder's own code.
+
+    Raises:
+        FileNotFoundError: It, or a member of it, is not a complete run folder.
+        ValueError: It is of a kind that this version cannot score, its bank belongs to another
+            encoder, or its weights do not fit its members.
+    """
+    run = read_run(folder)
+    if run["kind"] == "fusion":
+        fusion, _ = read_fusion(folder)
+        members = [load_scorer(folder / member) for member in run["members"]]
+        if len(members) != len(fusion.weights):
+            raise ValueError(
+                f"{folder} has {len(members)} members but {len(fusion.weights)} weights. Make the "
+                "fusion anew with score.py --fuse."
+            )
+        return FusionScorer(members, fusion, calibrate)
+    if run["kind"] != "model":
+        raise ValueError(
+            f"{folder} is a {run['kind']!r}; this version of score.py scores runs of the kinds "
+            "'model' and 'fusion'."
         )
-        complete = [name for name in table.machine_names if name not in without]
-        check_scores(partial, expected_clips(table, complete))
-    print(format_metrics(metrics))  # noqa: T201 - the script's answer
-    print(f"written to {args.output_dir}")  # noqa: T201
-
-
-def expected_clips(table: ScoreTable, machines: Sequence[str]) -> dict[tuple[str, int], list[str]]:
-    """Return (machine type, section) -> names of the clips that the challenge CSVs must list."""
-    expected = {}
-    for machine in machines:
-        _, machine_type, section = machine.split("/")
-        expected[machine_type, int(section)] = table.select(machine).file_names.tolist()
-    return expected
+    model = AsdModel.from_pretrained(folder).eval()
+    bank = ReferenceBank.from_pretrained(folder)
+    bank.check_encoder(model)
+    return ModelScorer(
+        model=model,
+        feature_extractor=AsdFeatureExtractor.from_pretrained(folder),
+        bank=bank,
+        recipe=yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8")),
+        metrics=read_json(folder / METRICS_FILE),
+    )
 
 
 if __name__ == "__main__":

@@ -30,8 +30,10 @@ from modeling import (
     AsdForProxyClassification,
     AsdModel,
     ReferenceBank,
+    ThresholdName,
     encoder_fingerprint,
 )
+from modeling.calibration import check_rule
 from modeling.configuration_asd import CHANNELS
 from modeling.convert_original import load_original
 from nearfar.arguments import parse_arguments, script
@@ -147,6 +149,12 @@ class TrainArguments(TrainingOptions):
     held_out_share: float = field(
         default=0.1, metadata={"help": "Normal clips kept back for thresholds."}
     )
+    threshold: ThresholdName = field(
+        default="percentile", metadata={"help": "percentile, or gamma (positive scores only)."}
+    )
+    threshold_quantile: float = field(
+        default=0.9, metadata={"help": "Share of normal clips below a threshold."}
+    )
     activation_checkpointing: bool = field(
         default=False, metadata={"help": "Trade time for memory in training."}
     )
@@ -171,6 +179,7 @@ def main() -> None:
     args = parse_arguments(TrainArguments)
     check_lora(args)
     check_guard(args)
+    check_rule(args.threshold, args.threshold_quantile)  # before training, not after it
     accelerator = build_accelerator(args)
     set_seed(args.seed)
     clips = load_clips(args, accelerator)
@@ -219,10 +228,13 @@ def main() -> None:
     table = embed(references, "references")
     calibrating = embed(clips.select(calibration), "calibration") if len(calibration) else None
     model.to("cpu")
-    fingerprint = encoder_fingerprint(model.asd)
-    bank = ReferenceBank(model.config, fingerprint=fingerprint, guard=strengths).fit(
-        table, calibration=calibrating, frozen_encoder=args.no_training
-    )
+    bank = ReferenceBank(
+        model.config,
+        fingerprint=encoder_fingerprint(model.asd),
+        guard=strengths,
+        threshold=args.threshold,
+        threshold_quantile=args.threshold_quantile,
+    ).fit(table, calibration=calibrating, frozen_encoder=args.no_training)
     if accelerator.is_main_process:
         write_run(
             args.output_dir,

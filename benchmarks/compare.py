@@ -12,7 +12,13 @@ import numpy as np
 
 from nearfar.arguments import script
 from nearfar.dcase_task2.bootstrap import BootstrapInterval, bootstrap_difference
-from nearfar.evaluation import SCORES_FILE, ScoreTable, bootstrap_input, read_metrics
+from nearfar.evaluation import (
+    SCORES_FILE,
+    ScoreTable,
+    bootstrap_input,
+    read_metrics,
+    table_year,
+)
 
 METRICS = ("auc_source", "auc_target", "pauc")
 
@@ -53,7 +59,9 @@ def paired_difference(table: ScoreTable, other: ScoreTable) -> BootstrapInterval
                 "are not the same. Score both on the same data_dir."
             )
     return bootstrap_difference(
-        {name: (*inputs[name], others[name][2]) for name in inputs}, num_resamples=2000
+        {name: (*inputs[name], others[name][2]) for name in inputs},
+        year=table_year(table),
+        num_resamples=2000,
     )
 
 

@@ -13,6 +13,7 @@ from transformers import (
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from .adversary import ADVERSARIES, Adversary
+from .calibration import THRESHOLDS, Calibration, Decision, DomainPValue, ThresholdName
 from .configuration_asd import FORMAT_VERSION, AsdConfig, BeatsConfig, EatConfig, FisherConfig
 from .detectors import (
     DETECTORS,
@@ -70,7 +71,7 @@ from .pooling import (
     MeanPooling,
     RdpPooling,
 )
-from .reference_bank import Decision, ReferenceBank, UnknownMachineError, encoder_fingerprint
+from .reference_bank import ReferenceBank, UnknownMachineError, encoder_fingerprint
 
 for _config, _model, _classifier in (
     (BeatsConfig, BeatsModel, BeatsForAudioClassification),
@@ -103,6 +104,7 @@ __all__ = [
     "LORA_MODULES_TO_SAVE",
     "LORA_TARGET_MODULES",
     "POOLINGS",
+    "THRESHOLDS",
     "AdaCosHead",
     "AdaProjHead",
     "Adversary",
@@ -119,12 +121,14 @@ __all__ = [
     "BeatsConfig",
     "BeatsForAudioClassification",
     "BeatsModel",
+    "Calibration",
     "ClsPooling",
     "CoherenceGain",
     "ComplexLeastSquares",
     "ContrastiveHead",
     "Decision",
     "Detector",
+    "DomainPValue",
     "EatConfig",
     "EatForAudioClassification",
     "EatModel",
@@ -150,6 +154,7 @@ __all__ = [
     "Rls",
     "SpectralSubtraction",
     "SubclusterAdaCosHead",
+    "ThresholdName",
     "UnknownMachineError",
     "WienerGain",
     "encoder_fingerprint",

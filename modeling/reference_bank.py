@@ -8,7 +8,6 @@ import hashlib
 import inspect
 import json
 import logging
-import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,13 +22,19 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from .calibration import (
+    THRESHOLD_QUANTILE,
+    Calibration,
+    Decision,
+    DomainPValue,
+    ThresholdName,
+    check_rule,
+)
 from .configuration_asd import FORMAT_VERSION
 from .detectors import DETECTORS, Detector
 
 TENSORS_NAME = "reference_bank.safetensors"
 JSON_NAME = "reference_bank.json"
-
-THRESHOLD_QUANTILE = 0.9
 
 PROBE_SAMPLES = 16_000
 # Largest relative error (L2) of a fingerprint. At BEATs-base's size, bfloat16 is off by 0.007 and
@@ -84,23 +89,6 @@ class DetectorChoice(Protocol):
         """Keyword arguments of its constructor."""
 
 
-class Decision(NamedTuple):
-    """What a bank says of one clip.
-
-    Attributes:
-        anomaly_score: Higher is more anomalous.
-        threshold: Above it a clip is anomalous; None if the machine was never calibrated.
-        anomalous: `anomaly_score > threshold`; None without a threshold.
-        p_value: (1 + number of calibration scores at or above this one) / (N + 1), uniform on new
-            normal clips of the calibration clips' distribution; None without calibration.
-    """
-
-    anomaly_score: float
-    threshold: float | None
-    anomalous: bool | None
-    p_value: float | None
-
-
 class _Clips(NamedTuple):
     """Rows of a table: embedding (N, views, bands, size) and N of everything else."""
 
@@ -112,14 +100,12 @@ class _Clips(NamedTuple):
 
 @dataclass(frozen=True)
 class _Machine:
-    """One machine's references; `rule` says how the threshold was found, None without one."""
+    """One machine's references, and what its calibration clips say."""
 
     detector: Detector
     file_names: list[str]
     domains: list[str | None]
-    calibration_scores: Tensor  # sorted, float32; empty without calibration
-    threshold: float | None
-    rule: dict[str, Any] | None
+    calibration: Calibration
 
 
 @dataclass(frozen=True)
@@ -136,16 +122,20 @@ class ReferenceBank:
     and `enroll`, and those refuse clips that are marked as anomalies.
 
     Thresholds and p-values come from calibration clips: normal, and of neither the encoder's
-    training nor the bank. The threshold is their 0.9 quantile (linear between order statistics), so
-    that about one new normal clip in ten lies above it. A machine without calibration clips gets
-    scores but no verdict, unless the encoder is frozen, never saw the references, and
-    `frozen_encoder=True` says so: then each reference is scored by the others instead.
+    training nor the bank: held out, or each scored by an encoder and a bank made without it (`fit`,
+    folds). The threshold is the 0.9 quantile of their scores, so that about one new normal clip in
+    ten lies above it. A machine without calibration clips gets scores but no verdict, unless the
+    encoder is frozen, never saw the references, and `frozen_encoder=True` says so: then each
+    reference is scored by the others instead.
 
     Args:
         config: An `AsdConfig`; its detector and that detector's options are used.
         fingerprint: What `encoder_fingerprint` says of the model that makes the embeddings.
         guard: Front-end strength in [0, 1] of each machine that has one; see `AsdModel`.
         provenance: Where the references come from, for readers; JSON values.
+        threshold: "percentile", linear between order statistics, or "gamma", by the gamma
+            distribution that fits best (for positive scores).
+        threshold_quantile: Share of normal clips that should stay below the threshold.
     """
 
     def __init__(
@@ -155,6 +145,8 @@ class ReferenceBank:
         fingerprint: Tensor | None = None,
         guard: Mapping[str, float] | None = None,
         provenance: Mapping[str, Any] | None = None,
+        threshold: ThresholdName = "percentile",
+        threshold_quantile: float = THRESHOLD_QUANTILE,
     ) -> None:
         if config.detector not in DETECTORS:
             choices = ", ".join(repr(name) for name in DETECTORS)
@@ -164,11 +156,14 @@ class ReferenceBank:
         }
         if wrong:
             raise ValueError(f"The guard's strengths must lie in [0, 1], got {wrong}.")
+        check_rule(threshold, threshold_quantile)
         self.detector = config.detector
         self.detector_options = config.detector_options or {}
         self.fingerprint = fingerprint
         self.guard = dict(guard or {})
         self.provenance = dict(provenance or {})
+        self.threshold_name: ThresholdName = threshold
+        self.threshold_quantile = threshold_quantile
         self._machines: dict[str, _Machine] = {}
         self._warned_of: set[str] = set()  # machines without threshold, said once each
 
@@ -178,32 +173,46 @@ class ReferenceBank:
         return sorted(self._machines)
 
     def fit(
-        self, table: Table, *, calibration: Table | None = None, frozen_encoder: bool = False
+        self,
+        table: Table,
+        *,
+        calibration: Table | None = None,
+        folds: Sequence[tuple[Table, Table]] = (),
+        frozen_encoder: bool = False,
     ) -> Self:
         """Learn every machine of a table, forgetting what the bank held.
 
         Args:
             table: The references, normal clips, two or more per machine.
             calibration: Normal clips of neither training nor bank, of machines of the table.
+            folds: For cross-fitting, instead of `calibration`: pairs of references and held-out
+                clips, embedded by an encoder that was trained without the latter (any one encoder
+                if it is frozen). Each fold's held-out clips are scored by its references alone,
+                and the scores of all folds are pooled.
             frozen_encoder: Whether the encoder never saw the references; then machines without
                 calibration clips are calibrated by leave-one-out over the bank. For an encoder
                 that was tuned on them this would be too optimistic.
 
         Raises:
-            ValueError: No clips, an anomaly, a clip in both tables, a machine with fewer than two
-                references, or one with calibration clips only.
+            ValueError: No clips, an anomaly, a clip in both tables or in two folds, a machine with
+                fewer than two references, or one with calibration clips only.
         """
+        if calibration is not None and folds:
+            raise ValueError("fit got calibration clips and folds. Give one of the two.")
         references = _by_machine(table)
         held_out = {} if calibration is None else _by_machine(calibration)
         if not references:
             raise ValueError("fit got no clips. Give ReferenceBank normal clips of a machine.")
-        if stray := sorted(set(held_out) - set(references)):
+        cross_fitted = self._cross_fit(folds)
+        if stray := sorted((set(held_out) | set(cross_fitted)) - set(references)):
             raise ValueError(
                 f"There are calibration clips but no references of {stray}. Give references of "
                 "these machines too, or leave their calibration clips out."
             )
         self._machines = {
             name: self._learn(name, clips, held_out.get(name), frozen_encoder=frozen_encoder)
+            if name not in cross_fitted
+            else self._learn(name, clips, None, calibrated=cross_fitted[name])
             for name, clips in references.items()
         }
         return self
@@ -271,36 +280,46 @@ class ReferenceBank:
     def decide(self, anomaly_score: float, machine: str | None = None) -> Decision:
         """Return the verdict on one score of `anomaly_score`, with its threshold and p-value."""
         name = self.resolve(machine)
-        held, score = self._machines[name], float(anomaly_score)
-        if math.isnan(score):
-            raise ValueError(f"A score of {name} is NaN. Check the recording and the embedding.")
-        if held.threshold is None:
-            if name not in self._warned_of:
-                self._warned_of.add(name)
-                logger.warning(
-                    "%s has no threshold, so there is no verdict: fit or enroll it with "
-                    "calibration clips, which neither trained the encoder nor sit in the bank.",
-                    name,
-                )
-            return Decision(score, None, None, None)
-        above = int((held.calibration_scores.double() >= score).sum())
-        p_value = (1 + above) / (len(held.calibration_scores) + 1)
-        return Decision(score, held.threshold, score > held.threshold, p_value)
+        try:
+            decision = self._machines[name].calibration.decide(anomaly_score)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+        if decision.threshold is None and name not in self._warned_of:
+            self._warned_of.add(name)
+            logger.warning(
+                "%s has no threshold, so there is no verdict: fit or enroll it with "
+                "calibration clips, which neither trained the encoder nor sit in the bank.",
+                name,
+            )
+        return decision
+
+    def domain_p_values(
+        self, anomaly_score: float, machine: str | None = None
+    ) -> dict[str, DomainPValue]:
+        """Return the p-value of one score within each domain, with the smallest it could be.
+
+        For readers: a verdict takes the p-value among all calibration clips.
+        """
+        return self.calibration(machine).domain_p_values(anomaly_score)
+
+    def calibration(self, machine: str | None = None) -> Calibration:
+        """Return a machine's calibration clips, their scores and its threshold."""
+        return self._machines[self.resolve(machine)].calibration
 
     def calibration_scores(self, machine: str | None = None) -> Tensor:
         """Return a machine's calibration scores, (N,) float32 in ascending order; N may be 0."""
-        return self._machines[self.resolve(machine)].calibration_scores
+        return self.calibration(machine).anomaly_scores
 
     def threshold(self, machine: str | None = None) -> float | None:
         """Return the score above which a machine's clip is anomalous; None without calibration."""
-        return self._machines[self.resolve(machine)].threshold
+        return self.calibration(machine).threshold
 
     def rule(self, machine: str | None = None) -> dict[str, Any] | None:
         """Return how a machine's threshold was found, as in reference_bank.json; None without one.
 
-        "scores" is "held_out" or "leave_one_out".
+        "scores" is "held_out", "cross_fitted" or "leave_one_out".
         """
-        return self._machines[self.resolve(machine)].rule
+        return self.calibration(machine).rule
 
     def front_end_strength(self, machine: str | None = None) -> float:
         """Return how strongly the front end may clean this machine's clips, in [0, 1]."""
@@ -351,7 +370,8 @@ class ReferenceBank:
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {} if self.fingerprint is None else {"fingerprint": self.fingerprint}
         for name, held in self._machines.items():
-            state = held.detector.state_dict() | {"calibration_scores": held.calibration_scores}
+            scores = held.calibration.anomaly_scores
+            state = held.detector.state_dict() | {"calibration_scores": scores}
             tensors |= {f"{name}.{key}": tensor.contiguous() for key, tensor in state.items()}
         described: dict[str, Any] = {
             "format_version": FORMAT_VERSION,
@@ -359,12 +379,15 @@ class ReferenceBank:
             "detector_options": self._all_options(),
             "fingerprint": None if self.fingerprint is None else list(self.fingerprint.shape),
             "guard": self.guard,
+            "threshold_rule": {"name": self.threshold_name, "quantile": self.threshold_quantile},
             "machines": {
                 name: {
-                    "threshold": held.threshold,
-                    "rule": held.rule,
+                    "threshold": held.calibration.threshold,
+                    "rule": held.calibration.rule,
                     "file_names": held.file_names,
                     "domains": held.domains,
+                    "calibration_file_names": held.calibration.file_names,
+                    "calibration_domains": held.calibration.domains,
                 }
                 for name, held in sorted(self._machines.items())
             },
@@ -416,23 +439,32 @@ class ReferenceBank:
                 "was written with. Fetch or save both again."
             )
         tensors = load_file(path)
+        # Banks of the first versions do not name their rule, nor their calibration clips.
+        rule = described.get("threshold_rule", {"name": "percentile", "quantile": 0.9})
         bank = cls(
             _StoredDetectorChoice(described["detector"], described["detector_options"]),
             fingerprint=tensors.pop("fingerprint", None),
             guard=described["guard"],
             provenance=described["provenance"],
+            threshold=rule["name"],
+            threshold_quantile=rule["quantile"],
         )
         for name, held in described["machines"].items():
             prefix = f"{name}."
             state = {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
             scores = state.pop("calibration_scores")
+            unknown = [None] * len(scores)
             bank._machines[name] = _Machine(
                 bank._new_detector().load_state_dict(state),
                 held["file_names"],
                 held["domains"],
-                scores,
-                held["threshold"],
-                held["rule"],
+                Calibration(
+                    scores,
+                    held.get("calibration_file_names", unknown),
+                    held.get("calibration_domains", unknown),
+                    held["threshold"],
+                    held["rule"],
+                ),
             )
         return bank
 
@@ -445,34 +477,82 @@ class ReferenceBank:
         return {name: p.default for name, p in parameters.items()} | self.detector_options
 
     def _learn(
-        self, machine: str, clips: _Clips, calibration: _Clips | None, *, frozen_encoder: bool
+        self,
+        machine: str,
+        clips: _Clips,
+        calibration: _Clips | None,
+        *,
+        frozen_encoder: bool = False,
+        calibrated: Calibration | None = None,
     ) -> _Machine:
         """Fit one machine on normal clips, and calibrate it on others."""
+        detector = self._fit_detector(machine, clips)
+        if calibrated is None and calibration is not None:
+            scores = self._held_out_scores(machine, detector, clips, calibration)
+            calibrated = self._calibrate(machine, scores, calibration, "held_out")
+        elif calibrated is None and frozen_encoder:
+            calibrated = self._calibrate(machine, detector.leave_one_out(), clips, "leave_one_out")
+        nothing = Calibration(torch.empty(0), [], [], None, None)
+        return _Machine(detector, clips.file_names, clips.domains, calibrated or nothing)
+
+    def _fit_detector(self, machine: str, clips: _Clips) -> Detector:
         _check_normal(clips, f"references of {machine}")
         if len(clips.file_names) < 2:
             raise ValueError(
                 f"{machine} has {len(clips.file_names)} reference clips, but a bank needs two or "
                 "more. Record more normal clips of it, or leave the machine out."
             )
-        detector = self._new_detector().fit(clips.embedding, domains=clips.domains)
-        scores, origin = torch.empty(0), None
-        if calibration is not None:
-            _check_normal(calibration, f"calibration clips of {machine}")
-            if shared := sorted(set(calibration.file_names) & set(clips.file_names)):
+        return self._new_detector().fit(clips.embedding, domains=clips.domains)
+
+    def _held_out_scores(
+        self, machine: str, detector: Detector, clips: _Clips, calibration: _Clips
+    ) -> Tensor:
+        """Return the scores of clips that must not be among the detector's references."""
+        _check_normal(calibration, f"calibration clips of {machine}")
+        if shared := sorted(set(calibration.file_names) & set(clips.file_names)):
+            raise ValueError(
+                f"{len(shared)} calibration clips of {machine} are references too, the first "
+                f"is {shared[0]}. A clip that sits in the bank is no test of the threshold: "
+                "hold other clips out."
+            )
+        return detector.anomaly_score(calibration.embedding)
+
+    def _cross_fit(self, folds: Sequence[tuple[Table, Table]]) -> dict[str, Calibration]:
+        """Return each machine's calibration by the pooled scores of the folds' held-out clips."""
+        pooled: dict[str, list[tuple[Tensor, _Clips]]] = {}
+        for table, held_out in folds:
+            references = _by_machine(table)
+            for name, clips in _by_machine(held_out).items():
+                if name not in references:
+                    raise ValueError(f"A fold holds out clips of {name} but has no references.")
+                detector = self._fit_detector(name, references[name])
+                scores = self._held_out_scores(name, detector, references[name], clips)
+                pooled.setdefault(name, []).append((scores, clips))
+        calibrations = {}
+        for name, parts in pooled.items():
+            scores = torch.cat([scores for scores, _ in parts])
+            clips = _joined([clips for _, clips in parts])
+            names = clips.file_names
+            if len(set(names)) < len(names):
+                twice = next(file_name for file_name in names if names.count(file_name) > 1)
                 raise ValueError(
-                    f"{len(shared)} calibration clips of {machine} are references too, the first "
-                    f"is {shared[0]}. A clip that sits in the bank is no test of the threshold: "
-                    "hold other clips out."
+                    f"{name}: {twice} is held out in two folds. Each clip belongs to one."
                 )
-            scores, origin = detector.anomaly_score(calibration.embedding), "held_out"
-        elif frozen_encoder:
-            scores, origin = detector.leave_one_out(), "leave_one_out"
-        scores = scores.sort().values
-        threshold = rule = None
-        if len(scores):
-            threshold = float(np.quantile(scores.double().numpy(), THRESHOLD_QUANTILE))
-            rule = {"name": "percentile", "quantile": THRESHOLD_QUANTILE, "scores": origin}
-        return _Machine(detector, clips.file_names, clips.domains, scores, threshold, rule)
+            calibrations[name] = self._calibrate(name, scores, clips, "cross_fitted")
+        return calibrations
+
+    def _calibrate(self, machine: str, scores: Tensor, clips: _Clips, origin: str) -> Calibration:
+        try:
+            return Calibration.fit(
+                scores,
+                clips.file_names,
+                clips.domains,
+                origin=origin,
+                name=self.threshold_name,
+                quantile=self.threshold_quantile,
+            )
+        except ValueError as error:
+            raise ValueError(f"{machine}: {error}") from error
 
 
 def encoder_fingerprint(model: nn.Module) -> Tensor:
@@ -515,6 +595,16 @@ def _clips_of(table: Table, rows: NDArray[np.bool_] | slice = slice(None)) -> _C
         [str(name) for name in np.asarray(table.file_names, dtype=object)[rows]],
         np.asarray(table.domains, dtype=object)[rows].tolist(),
         np.asarray(table.conditions, dtype=object)[rows].tolist(),
+    )
+
+
+def _joined(parts: Sequence[_Clips]) -> _Clips:
+    """Return the clips of several tables in one."""
+    return _Clips(
+        torch.cat([part.embedding for part in parts]),
+        [name for part in parts for name in part.file_names],
+        [domain for part in parts for domain in part.domains],
+        [condition for part in parts for condition in part.conditions],
     )
 
 
@@ -570,4 +660,4 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-__all__ = ["Decision", "ReferenceBank", "UnknownMachineError", "encoder_fingerprint"]
+__all__ = ["ReferenceBank", "UnknownMachineError", "encoder_fingerprint"]

@@ -1,241 +1,208 @@
-"""Scores of test clips: one table, its metrics, its files."""
+"""Metrics of scored test clips, and the folder that keeps scores and metrics.
 
-import csv
-from collections.abc import Mapping
-from dataclasses import dataclass
+python -m nearfar.evaluation --scores scores/quickstart --print_as latex
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nearfar.dcase_task2.bootstrap import bootstrap_interval
-from nearfar.dcase_task2.metrics import official_score, overall_metrics, section_metrics
+from nearfar.arguments import parse_arguments, script
+from nearfar.dcase_task2.bootstrap import interval, resampled_metrics, year_keys
+from nearfar.dcase_task2.metrics import (
+    YEARS,
+    decision_metrics,
+    official_score,
+    overall_decisions,
+    overall_metrics,
+    score_mean,
+    section_metrics,
+    within_domain_metrics,
+    year_metrics,
+)
+from nearfar.false_alarms import false_alarm_rates
 from nearfar.files import read_json, write_json
-from nearfar.plots import plot_machine
+from nearfar.metric_tables import PrintAs, format_metrics
+from nearfar.plots import plot_calibration, plot_machine
+from nearfar.score_table import ScoreTable
 from nearfar.submission import write_anomaly_scores, write_decisions
 
-NOMINAL_RATES = (0.01, 0.05, 0.1)
 SCORES_FILE, METRICS_FILE, CALIBRATION_FILE = (
     "scores.csv",
     "metrics.json",
     "calibration_scores.json",
 )
-COLUMNS = ("machine", "file_name", "domain", "condition", "anomaly_score", "p_value", "decision")
 
-
-@dataclass(frozen=True, eq=False)
-class ScoreTable:
-    """Scores of test clips; row i of every column is clip i.
-
-    Attributes:
-        machines: (N,) full names.
-        file_names: (N,) unique within a machine.
-        domains: (N,) "source", "target" or None.
-        conditions: (N,) "normal", "anomaly" or None.
-        anomaly_scores: (N,) float64, higher is more anomalous.
-        p_values: (N,) float64, NaN where the machine has no calibration clips.
-        decisions: (N,) 0 normal, 1 anomalous, None where the machine has no threshold.
-    """
-
-    machines: NDArray[np.object_]
-    file_names: NDArray[np.object_]
-    domains: NDArray[np.object_]
-    conditions: NDArray[np.object_]
-    anomaly_scores: NDArray[np.float64]
-    p_values: NDArray[np.float64]
-    decisions: NDArray[np.object_]
-
-    def __post_init__(self) -> None:
-        if len({len(column) for column in vars(self).values()}) != 1:
-            lengths = {name: len(column) for name, column in vars(self).items()}
-            raise ValueError(f"Every column must describe the same clips, got {lengths}.")
-        if not np.isfinite(self.anomaly_scores).all():
-            row = int(np.flatnonzero(~np.isfinite(self.anomaly_scores))[0])
-            raise ValueError(
-                f"{self.machines[row]}/{self.file_names[row]} has the score "
-                f"{self.anomaly_scores[row]}; a score must be finite."
-            )
-
-    def __len__(self) -> int:
-        return len(self.machines)
-
-    @property
-    def machine_names(self) -> list[str]:
-        """The machines in the table, sorted."""
-        return sorted(set(self.machines.tolist()))
-
-    def select(self, machine: str) -> Self:
-        """Return the clips of one machine, by its full name."""
-        chosen = self.machines == machine
-        return type(self)(**{name: column[chosen] for name, column in vars(self).items()})
-
-    def write_csv(self, path: Path) -> None:
-        """Write all columns, "" where unknown; `read_csv` is the inverse."""
-        with path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(COLUMNS)
-            for i in range(len(self)):
-                p_value = self.p_values[i]
-                writer.writerow(
-                    [
-                        self.machines[i],
-                        self.file_names[i],
-                        self.domains[i] or "",
-                        self.conditions[i] or "",
-                        repr(float(self.anomaly_scores[i])),
-                        "" if np.isnan(p_value) else repr(float(p_value)),
-                        "" if self.decisions[i] is None else int(self.decisions[i]),
-                    ]
-                )
-
-    @classmethod
-    def read_csv(cls, path: Path) -> Self:
-        """Read what `write_csv` wrote.
-
-        Raises:
-            FileNotFoundError: It is not there.
-            ValueError: It is not a table of scores.
-        """
-        if not path.is_file():
-            raise FileNotFoundError(f"There is no {path}. Make it with score.py --output_dir.")
-        with path.open(newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file)
-            if tuple(reader.fieldnames or ()) != COLUMNS:
-                raise ValueError(
-                    f"{path} must have the columns {COLUMNS}, got {reader.fieldnames}."
-                )
-            rows = list(reader)
-
-        def column(name: str) -> NDArray[np.object_]:
-            array = np.empty(len(rows), dtype=object)
-            array[:] = [row[name] or None for row in rows]
-            return array
-
-        decisions = column("decision")
-        try:
-            decisions[:] = [None if word is None else int(word) for word in decisions]
-            return cls(
-                machines=column("machine"),
-                file_names=column("file_name"),
-                domains=column("domain"),
-                conditions=column("condition"),
-                anomaly_scores=column("anomaly_score").astype(np.float64),
-                p_values=column("p_value").astype(np.float64),
-                decisions=decisions,
-            )
-        except ValueError as error:
-            raise ValueError(f"{path} cannot be read: {error} Make it anew.") from error
+Section = tuple[NDArray[np.bool_], NDArray[np.object_], NDArray[np.float64]]
 
 
 def evaluate_scores(
-    table: ScoreTable, *, num_resamples: int = 1000, seed: int = 0
+    table: ScoreTable,
+    *,
+    num_resamples: int = 1000,
+    seed: int = 0,
+    num_calibration: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
-    """Return the metrics of every machine and the official score, in raw 0..1 units.
+    """Return the metrics of every machine and the official score of their year, in 0..1 units.
 
-    What the data do not allow is None, with the reason beside it; nothing is made up. The interval
-    is a percentile bootstrap over test clips within machine, domain and condition.
+    A machine has `auc_source`, `auc_target` and `pauc` (the official ones since 2022), and what
+    else its clips allow: `auc` over all clips, `within_domain_*` (official in 2021, a diagnostic
+    otherwise), precision, recall and F1 of the decisions in each domain. `means` has the mean over
+    machines of each metric that all of them have. Each has its percentile bootstrap interval
+    under the same name in `intervals`: over test clips, within machine, domain and condition.
+    What the data do not allow is None, with the reason beside it; nothing is made up.
 
     Args:
-        table: Scores of the test clips.
-        num_resamples: Of the bootstrap; 0 leaves the interval out.
+        table: Scores of the test clips. Machines that a user enrolled count as of the last year.
+        num_resamples: Of the bootstrap; 0 leaves the intervals out.
         seed: Of the bootstrap.
+        num_calibration: How many calibration clips each machine has, for `false_alarms`.
     """
+    reasons = []
+    try:
+        year = table_year(table)
+    except ValueError as error:
+        year = YEARS[-1]
+        reasons.append(str(error))
     machines: dict[str, dict[str, Any]] = {}
-    sections, reasons = [], []
+    resampled: list[dict[str, NDArray[np.float64]]] = []
+    sections = []
     for name in table.machine_names:
-        clips = table.select(name)
-        values: dict[str, Any] = {"auc_source": None, "auc_target": None, "pauc": None}
-        labelled = np.array([condition is not None for condition in clips.conditions])
-        anomalous = (clips.conditions == "anomaly")[labelled]
-        scores, domains = clips.anomaly_scores[labelled], clips.domains[labelled]
-        try:
-            section = section_metrics(anomalous, scores, domains)
-        except ValueError as error:
-            values["reason"] = str(error)
-            reasons.append(f"{name}: {error}")
-            if 0 < anomalous.sum() < len(anomalous):
-                overall = overall_metrics(anomalous, scores)
-                values |= {"auc": overall[0], "pauc": overall[1]}
+        clips = _labelled(table.select(name))
+        values, reason = _machine_metrics(clips, _year(name))
+        if reason is None:
+            sections.append([values[key] for key in year_keys(_year(name))])
         else:
-            values |= section._asdict()
-            sections.append(section)
-        values["num_normal"] = int((~anomalous).sum())
-        values["num_anomalous"] = int(anomalous.sum())
-        values["false_alarm_rates"] = false_alarm_rates(clips)
+            reasons.append(f"{name}: {reason}")
+        if num_resamples:
+            resampled.append(_resampled(name, clips, values, num_resamples, seed))
+            values["intervals"] = {key: list(interval(v)) for key, v in resampled[-1].items()}
         machines[name] = values
     complete = bool(sections) and not reasons
     metrics: dict[str, Any] = {
-        "official_score": official_score(sections) if complete else None,
+        "official_score": official_score(sections, year=year) if complete else None,
+        "year": year if complete else None,
         "machines": machines,
+        "means": _means(list(machines.values()), resampled, year) if machines else {},
+        "false_alarms": [
+            row._asdict() for row in false_alarm_rates(table, num_calibration=num_calibration)
+        ],
     }
     if not complete:
         metrics["reason"] = "The official score needs all metrics. " + " ".join(reasons)
     elif num_resamples:
-        interval = bootstrap_interval(
-            bootstrap_input(table), num_resamples=num_resamples, seed=seed
-        )
-        metrics["official_score_interval"] = [interval.low, interval.high]
+        official = [np.stack([v[key] for key in year_keys(year)], axis=1) for v in resampled]
+        scores = score_mean(np.concatenate(official, axis=1), year=year)
+        metrics["official_score_interval"] = list(interval(scores))
     return metrics
 
 
-def bootstrap_input(
-    table: ScoreTable,
-) -> dict[str, tuple[NDArray[np.bool_], NDArray[np.object_], NDArray[np.float64]]]:
+def bootstrap_input(table: ScoreTable) -> dict[str, Section]:
     """Return machine -> (anomalous, domains, anomaly_scores) of the clips with a known condition.
 
     Sorted by file name, so that two systems' tables pair.
     """
     inputs = {}
     for name in table.machine_names:
-        clips = table.select(name)
-        labelled = np.flatnonzero([condition is not None for condition in clips.conditions])
-        order = labelled[np.argsort(clips.file_names[labelled])]
-        inputs[name] = (
-            (clips.conditions == "anomaly")[order],
-            clips.domains[order],
-            clips.anomaly_scores[order],
-        )
+        clips = _labelled(table.select(name))
+        inputs[name] = (clips.conditions == "anomaly", clips.domains, clips.anomaly_scores)
     return inputs
 
 
-def false_alarm_rates(clips: ScoreTable) -> dict[str, dict[str, float | None]]:
-    """Return how often normal test clips have a p-value up to each nominal rate, by domain.
-
-    A rate near its nominal value is what a trustworthy p-value gives. Domains without normal clips
-    are left out, and a machine without p-values has None.
-    """
-    rates: dict[str, dict[str, float | None]] = {}
-    for domain in sorted({str(domain or "unknown") for domain in clips.domains}):
-        domains = np.array([str(value or "unknown") for value in clips.domains])
-        p_values = clips.p_values[(domains == domain) & (clips.conditions == "normal")]
-        if len(p_values):
-            known = not np.isnan(p_values).any()
-            rates[domain] = {
-                str(rate): float((p_values <= rate).mean()) if known else None
-                for rate in NOMINAL_RATES
-            }
-    return rates
+def table_year(table: ScoreTable) -> int:
+    """Return the year of all machines of a table, or raise ValueError where they differ."""
+    years = sorted({_year(name) for name in table.machine_names})
+    if len(years) > 1:
+        raise ValueError(f"The machines are of {years}, and each year scores by its own rule.")
+    return years[0] if years else YEARS[-1]
 
 
-def format_metrics(metrics: Mapping[str, Any]) -> str:
-    """Return a readable table of metrics in percent."""
+def _year(machine: str) -> int:
+    first = machine.split("/")[0]
+    return int(first) if first.isdecimal() and int(first) in YEARS else YEARS[-1]
 
-    def percent(value: float | None) -> str:
-        return "-" if value is None else f"{100 * value:.2f}"
 
-    lines = [f"{'machine':<28}{'source AUC':>12}{'target AUC':>12}{'AUC':>9}{'pAUC':>9}"]
-    for name, values in metrics["machines"].items():
-        shown = [values["auc_source"], values["auc_target"], values.get("auc"), values["pauc"]]
-        cells = [percent(value) for value in shown]
-        lines.append(f"{name:<28}{cells[0]:>12}{cells[1]:>12}{cells[2]:>9}{cells[3]:>9}")
-    score = f"official score {percent(metrics['official_score'])}"
-    if interval := metrics.get("official_score_interval"):
-        score += f", 95 % interval {percent(interval[0])} to {percent(interval[1])}"
-    lines.append(score)
-    if "reason" in metrics:
-        lines.append(metrics["reason"])
-    return "\n".join(lines)
+def _labelled(clips: ScoreTable) -> ScoreTable:
+    """Return the clips of known condition, sorted by file name."""
+    rows = np.flatnonzero([condition is not None for condition in clips.conditions])
+    order = rows[np.argsort(clips.file_names[rows])]
+    return ScoreTable(**{name: column[order] for name, column in vars(clips).items()})
+
+
+def _machine_metrics(clips: ScoreTable, year: int) -> tuple[dict[str, Any], str | None]:
+    """Return what labelled clips allow, and why the year's official metrics are not all there."""
+    anomalous, scores = clips.conditions == "anomaly", clips.anomaly_scores
+    values: dict[str, Any] = {"auc_source": None, "auc_target": None, "pauc": None}
+    reason = None
+    try:
+        year_metrics(year, anomalous, scores, clips.domains)
+    except ValueError as error:
+        reason = values["reason"] = str(error)
+    values |= _defined(lambda: overall_metrics(anomalous, scores)._asdict())
+    values |= _defined(lambda: section_metrics(anomalous, scores, clips.domains)._asdict())
+    within = _defined(lambda: within_domain_metrics(anomalous, scores, clips.domains)._asdict())
+    values |= {f"within_domain_{key}": value for key, value in within.items()}
+    if all(decision is not None for decision in clips.decisions):
+        called = clips.decisions.astype(bool)
+        if any(domain is not None for domain in clips.domains):
+            by_domain = _defined(
+                lambda: decision_metrics(anomalous, called, clips.domains)._asdict()
+            )
+            for domain, quality in by_domain.items():
+                values |= {f"{key}_{domain}": v for key, v in quality._asdict().items()}
+        else:
+            values |= _defined(lambda: overall_decisions(anomalous, called)._asdict())
+    values["num_normal"] = int((~anomalous).sum())
+    values["num_anomalous"] = int(anomalous.sum())
+    return values, reason
+
+
+def _defined(metrics: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Return metrics, or nothing where the clips leave them undefined."""
+    try:
+        return metrics()
+    except ValueError:
+        return {}
+
+
+def _resampled(
+    name: str, clips: ScoreTable, values: Mapping[str, Any], num_resamples: int, seed: int
+) -> dict[str, NDArray[np.float64]]:
+    """Return (num_resamples,) of each metric that the machine has."""
+    if not len(clips):
+        return {}
+    decided = all(decision is not None for decision in clips.decisions)
+    resampled = resampled_metrics(
+        name,
+        clips.conditions == "anomaly",
+        np.array([domain or "" for domain in clips.domains], dtype=np.str_),
+        clips.anomaly_scores,
+        decisions=clips.decisions.astype(bool) if decided else None,
+        num_resamples=num_resamples,
+        seed=seed,
+    )
+    return {key: v for key, v in resampled.items() if values.get(key) is not None}
+
+
+def _means(
+    machines: list[dict[str, Any]], resampled: list[dict[str, NDArray[np.float64]]], year: int
+) -> dict[str, Any]:
+    """Return the mean over machines of each metric that all have, with its interval."""
+    first = [key for key, value in machines[0].items() if isinstance(value, float)]
+    keys = [key for key in first if all(values.get(key) is not None for values in machines)]
+    means: dict[str, Any] = {
+        key: float(score_mean([values[key] for values in machines], year=year)) for key in keys
+    }
+    if resampled:
+        means["intervals"] = {
+            key: list(interval(score_mean(np.stack([v[key] for v in resampled], 1), year=year)))
+            for key in keys
+        }
+    return means
 
 
 def write_score_folder(
@@ -243,7 +210,7 @@ def write_score_folder(
     table: ScoreTable,
     metrics: Mapping[str, Any],
     *,
-    calibration_scores: Mapping[str, list[float]],
+    calibration_scores: Mapping[str, Mapping[str, Any]],
     thresholds: Mapping[str, float | None],
 ) -> None:
     """Write challenge CSVs, `scores.csv`, `metrics.json`, calibration scores and a plot a machine.
@@ -252,7 +219,8 @@ def write_score_folder(
         folder: An existing folder (a temporary one: see `files.whole_folder`).
         table: Scores of the test clips.
         metrics: From `evaluate_scores`, and what else is known of the run.
-        calibration_scores: Per machine, of normal clips; a fusion needs them.
+        calibration_scores: Per machine, its calibration clips: `file_names`, `domains`,
+            `anomaly_scores` and the threshold's `rule`; a fusion needs them.
         thresholds: Per machine; None where there is none, and then no decisions are written.
     """
     table.write_csv(folder / SCORES_FILE)
@@ -275,6 +243,9 @@ def write_score_folder(
             clips.domains,
             threshold=thresholds[machine],
         )
+    plot_calibration(
+        folder / "plots" / "calibration.png", table.p_values, table.conditions, table.domains
+    )
     write_json(folder / METRICS_FILE, dict(metrics))
 
 
@@ -285,3 +256,52 @@ def read_metrics(folder: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"There is no {path}. Make it with score.py --output_dir {folder}.")
     metrics: dict[str, Any] = read_json(path)
     return metrics
+
+
+def read_calibration(folder: Path, machines: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Read a score folder's calibration clips, of these machines.
+
+    Raises:
+        ValueError: A machine has none.
+    """
+    path = folder / CALIBRATION_FILE
+    held = read_json(path) if path.is_file() else {}
+    if lacking := [name for name in machines if not held.get(name, {}).get("anomaly_scores")]:
+        raise ValueError(
+            f"{path} has no calibration scores of {lacking}, without which there is no scale to "
+            "fuse on. Hold normal clips out in training, and score again."
+        )
+    return {name: held[name] for name in machines}
+
+
+@dataclass(kw_only=True)
+class PrintArguments:
+    """Arguments of nearfar.evaluation."""
+
+    scores: Path = field(metadata={"help": "A score folder."})
+    print_as: PrintAs = field(default="table", metadata={"help": "table, csv, json or latex."})
+
+
+def main() -> None:
+    """Print the metrics of a score folder."""
+    args = parse_arguments(PrintArguments)
+    print(format_metrics(read_metrics(args.scores), args.print_as))  # noqa: T201 - the answer
+
+
+__all__ = [
+    "CALIBRATION_FILE",
+    "METRICS_FILE",
+    "SCORES_FILE",
+    "ScoreTable",
+    "bootstrap_input",
+    "evaluate_scores",
+    "format_metrics",
+    "read_calibration",
+    "read_metrics",
+    "table_year",
+    "write_score_folder",
+]
+
+
+if __name__ == "__main__":
+    script(main)

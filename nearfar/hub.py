@@ -121,6 +121,8 @@ def model_card(
         num_classes=metrics["num_classes"],
         num_references=metrics["num_references"],
         num_calibration=metrics["num_calibration"],
+        threshold_rule=recipe["threshold"],
+        threshold_quantile=recipe["threshold_quantile"],
         example=sorted(thresholds)[0],
         thresholds="\n".join(rows),
         guard=guard_section(config.front_end, metrics["guard"]),

@@ -6,11 +6,15 @@ from .dcase_task2.metrics import (
     DomainDecisions,
     OverallMetrics,
     SectionMetrics,
+    WithinDomainMetrics,
     decision_metrics,
     harmonic_mean,
     official_score,
+    overall_decisions,
     overall_metrics,
     section_metrics,
+    within_domain_metrics,
+    year_metrics,
 )
 
 __all__ = [
@@ -19,11 +23,15 @@ __all__ = [
     "DomainDecisions",
     "OverallMetrics",
     "SectionMetrics",
+    "WithinDomainMetrics",
     "bootstrap_difference",
     "bootstrap_interval",
     "decision_metrics",
     "harmonic_mean",
     "official_score",
+    "overall_decisions",
     "overall_metrics",
     "section_metrics",
+    "within_domain_metrics",
+    "year_metrics",
 ]

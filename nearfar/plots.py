@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from scipy.stats import binom
 from sklearn.metrics import roc_curve
 
 COLORS = {
@@ -17,6 +18,53 @@ COLORS = {
     ("anomaly", "target"): "#e69f00",
     ("anomaly", None): "#d55e00",
 }
+
+
+def plot_calibration(
+    path: Path,
+    p_values: NDArray[np.float64],
+    conditions: NDArray[np.object_],
+    domains: NDArray[np.object_],
+    *,
+    title: str = "false alarms",
+) -> bool:
+    """Draw how often normal test clips have a p-value up to each nominal rate, by domain.
+
+    On the diagonal p-values say what they claim; above it there are too many false alarms. The band
+    holds 95 % of such curves if the p-values are right, at each rate by itself.
+
+    Args:
+        path: PNG to write.
+        p_values: (N,) NaN where unknown.
+        conditions: (N,) "normal", "anomaly" or None; only normal clips count.
+        domains: (N,) "source", "target" or None.
+        title: Above the plot.
+
+    Returns:
+        Whether there was anything to draw; without normal clips with a p-value nothing is written.
+    """
+    counted = (conditions == "normal") & ~np.isnan(p_values)
+    if not counted.any():
+        return False
+    figure = Figure(figsize=(4.5, 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    rates = np.linspace(0, 1, 201)
+    for domain in sorted(set(domains[counted].tolist()), key=str):
+        values = np.sort(p_values[counted & (domains == domain)])
+        measured = np.searchsorted(values, rates, side="right") / len(values)
+        color = COLORS.get(("normal", domain), "#777777")
+        name = f"{domain or 'unknown'} ({len(values)})"
+        axes.step(rates, measured, where="post", color=color, label=name)
+        low, high = (binom.ppf(q, len(values), rates) / len(values) for q in (0.025, 0.975))
+        axes.fill_between(rates, low, high, color=color, alpha=0.15, linewidth=0)
+    axes.plot([0, 1], [0, 1], color="#777777", linewidth=1, linestyle=":")
+    axes.set(xlabel="nominal false-alarm rate", ylabel="measured", xlim=(0, 1), ylim=(0, 1.01))
+    axes.set_title(title)
+    axes.legend(fontsize="small", loc="lower right")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+    return True
 
 
 def plot_machine(
@@ -74,7 +122,16 @@ def plot_machine(
             color = COLORS[("normal", domain)]
             roc.plot(fpr, tpr, color=color, label=f"{domain or 'all'} normals")
     if roc.lines:
-        roc.axvspan(0, max_fpr, color="#dddddd", label=f"pAUC region, FPR up to {max_fpr}")
+        fpr, tpr, _ = roc_curve(anomalous[known], anomaly_scores[known])
+        # The pAUC is over all clips; the curve is cut between two thresholds, at max_fpr.
+        edge = np.interp(max_fpr, fpr, tpr)
+        inside = fpr < max_fpr
+        roc.fill_between(
+            np.r_[fpr[inside], max_fpr],
+            np.r_[tpr[inside], edge],
+            color="#bbbbbb",
+            label=f"pAUC region, FPR up to {max_fpr}",
+        )
         roc.plot([0, 1], [0, 1], color="#777777", linewidth=1, linestyle=":")
         roc.legend(fontsize="small", loc="lower right")
     else:

@@ -4,6 +4,7 @@ A leaf: it imports nothing but the standard library, so that `data_scripts` may 
 """
 
 from collections.abc import Iterable
+from typing import NamedTuple
 
 # A two-channel recording holds the pair: which channel is which microphone. The same fact for code
 # that travels with a checkpoint is `CHANNELS` in modeling/feature_extraction_asd.py.
@@ -29,6 +30,18 @@ COLUMNS = (
 def domain_label(domain: str | None) -> int:
     """Return a domain as a model takes it: 0 = source, 1 = target, -1 = unknown."""
     return UNKNOWN if domain is None else DOMAINS.index(domain)
+
+
+class GroundTruth(NamedTuple):
+    """What the name of a clip of an evaluation set does not tell.
+
+    Attributes:
+        condition: "normal" or "anomaly".
+        domain: "source", "target", or None where there are no domains (2020).
+    """
+
+    condition: str
+    domain: str | None
 
 
 def machine_name(year: int, machine_type: str, section: int) -> str:

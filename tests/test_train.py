@@ -183,6 +183,21 @@ def test_without_calibration_clips_there_are_scores_but_no_decisions(
     assert np.isnan(ScoreTable.read_csv(scores / "scores.csv").p_values).all()
 
 
+def test_the_rule_of_the_thresholds_is_chosen_before_training(
+    factory_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ["--data_dir", factory_dir, "--output_dir", tmp_path, *TINY_RECIPE]
+    arguments += ["--no_training", "--threshold", "gamma"]
+    with pytest.raises(ValueError, match=r"threshold_quantile=95\.0 must lie between"):
+        run_script(train, [*arguments, "--threshold_quantile", 95], monkeypatch)
+    assert not list(tmp_path.iterdir())
+    run_script(train, [*arguments, "--threshold_quantile", 0.8], monkeypatch)
+    bank = ReferenceBank.from_pretrained(tmp_path)
+    for machine in bank.machines:
+        assert bank.rule(machine) == {"name": "gamma", "quantile": 0.8, "scores": "held_out"}
+    assert "the 0.8 quantile" in " ".join((tmp_path / "README.md").read_text().split())
+
+
 def test_a_loss_that_is_not_finite_stops_training(
     factory_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

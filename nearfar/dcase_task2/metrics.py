@@ -1,4 +1,8 @@
-"""The official metric of DCASE Task 2 (2022 to 2026): AUC per domain, partial AUC, their mean.
+"""The official metrics of DCASE Task 2, 2020 to 2026, and the score that each year makes of them.
+
+2020: the arithmetic mean of AUC and pAUC, which know no domains. 2021: the harmonic mean of AUC and
+pAUC, both within each domain. Since 2022: the harmonic mean of each domain's AUC against the
+anomalies of both, and of the pAUC over all clips.
 
 `evaluate.load` loads this file from its folder too, so it imports numpy, scipy and scikit-learn and
 nothing of nearfar.
@@ -13,15 +17,25 @@ from scipy.stats import hmean
 from sklearn.metrics import roc_auc_score
 
 EPSILON = sys.float_info.epsilon  # the evaluator's floor under a ratio's bottom and in a mean
+YEARS = range(2020, 2027)
 _DOMAINS = ("source", "target")  # nearfar.schema.DOMAINS, which this file may not import
 
 
 class SectionMetrics(NamedTuple):
-    """Metrics of one machine (year, machine type, section), each in 0..1."""
+    """Metrics of one machine (year, machine type, section) since 2022, each in 0..1."""
 
     auc_source: float
     auc_target: float
     pauc: float
+
+
+class WithinDomainMetrics(NamedTuple):
+    """Metrics of one machine in 2021, each in 0..1: no clip of the other domain counts."""
+
+    auc_source: float
+    auc_target: float
+    pauc_source: float
+    pauc_target: float
 
 
 class OverallMetrics(NamedTuple):
@@ -101,6 +115,64 @@ def overall_metrics(
     return OverallMetrics(auc=auc, pauc=float(roc_auc_score(flags, scores, max_fpr=max_fpr)))
 
 
+def within_domain_metrics(
+    anomalous: ArrayLike, anomaly_scores: ArrayLike, domains: ArrayLike, *, max_fpr: float = 0.1
+) -> WithinDomainMetrics:
+    """Compute AUC and pAUC of each domain from its own clips only.
+
+    The official metrics of 2021. For other years they are a diagnostic, which some papers report:
+    never to be compared with the official values of `section_metrics`.
+
+    Args:
+        anomalous: (N,) ground truth, bool or 0/1.
+        anomaly_scores: (N,) finite, higher is more anomalous.
+        domains: (N,), "source" or "target".
+        max_fpr: Upper bound of the false-positive rate in the pAUC, in (0, 1].
+
+    Raises:
+        ValueError: As `section_metrics`, or a domain lacks normal or anomalous clips.
+    """
+    flags = _flags(anomalous, "anomalous")
+    scores = _scores(anomaly_scores, len(flags))
+    names = _known_domains(domains, len(flags))
+    within = []
+    for domain in _DOMAINS:
+        kept = names == domain
+        try:
+            within.append(overall_metrics(flags[kept], scores[kept], max_fpr=max_fpr))
+        except ValueError as error:
+            raise ValueError(f"In the {domain} domain: {error}") from error
+    source, target = within
+    return WithinDomainMetrics(source.auc, target.auc, source.pauc, target.pauc)
+
+
+def year_metrics(
+    year: int,
+    anomalous: ArrayLike,
+    anomaly_scores: ArrayLike,
+    domains: ArrayLike,
+    *,
+    max_fpr: float = 0.1,
+) -> OverallMetrics | WithinDomainMetrics | SectionMetrics:
+    """Compute the metrics of one section that make the official score of a year.
+
+    Args:
+        year: 2020 to 2026.
+        anomalous: (N,) ground truth, bool or 0/1.
+        anomaly_scores: (N,) finite, higher is more anomalous.
+        domains: (N,), "source" or "target"; not read for 2020.
+        max_fpr: Upper bound of the false-positive rate in the pAUC, in (0, 1].
+
+    Raises:
+        ValueError: As the function of that year, or there is no definition for the year.
+    """
+    check_year(year)
+    if year == 2020:
+        return overall_metrics(anomalous, anomaly_scores, max_fpr=max_fpr)
+    of_year = within_domain_metrics if year == 2021 else section_metrics
+    return of_year(anomalous, anomaly_scores, domains, max_fpr=max_fpr)
+
+
 def decision_metrics(
     anomalous: ArrayLike, decisions: ArrayLike, domains: ArrayLike
 ) -> DecisionMetrics:
@@ -119,51 +191,95 @@ def decision_metrics(
             which leaves its recall undefined.
     """
     flags = _flags(anomalous, "anomalous")
-    called = _flags(decisions, "decisions")
-    if len(called) != len(flags):
-        raise ValueError(f"{len(called)} decisions came for {len(flags)} clips; give one per clip.")
+    called = _called(decisions, len(flags))
     names = _known_domains(domains, len(flags))
-
-    def within(domain: str) -> DomainDecisions:
-        kept = names == domain
-        hits = float(np.sum(called & flags & kept))
-        anomalies = float(np.sum(flags & kept))
-        if not anomalies:
-            raise ValueError(
-                f"Recall in the {domain} domain is undefined: it has no anomalous clip."
-            )
-        precision = hits / max(float(np.sum(called & kept)), EPSILON)
-        recall = hits / anomalies
-        f1 = 2 * precision * recall / max(precision + recall, EPSILON)
-        return DomainDecisions(precision=precision, recall=recall, f1=f1)
-
-    return DecisionMetrics(source=within("source"), target=within("target"))
+    source, target = (
+        _quality(flags[names == domain], called[names == domain], f"the {domain} domain")
+        for domain in _DOMAINS
+    )
+    return DecisionMetrics(source=source, target=target)
 
 
-def official_score(sections: ArrayLike) -> float:
-    """Return Omega: the harmonic mean over every metric of every section.
+def overall_decisions(anomalous: ArrayLike, decisions: ArrayLike) -> DomainDecisions:
+    """Compute precision, recall and F1 over all clips, for data without known domains.
 
     Args:
-        sections: A sequence of `SectionMetrics`, or any (sections, 3) values in 0..1.
+        anomalous: (N,) ground truth, bool or 0/1.
+        decisions: (N,) bool or 0/1, 1 = called anomalous.
 
     Raises:
-        ValueError: There is no section, or a value lies outside 0..1.
+        ValueError: The two do not fit together, or there is no anomaly.
     """
+    flags = _flags(anomalous, "anomalous")
+    return _quality(flags, _called(decisions, len(flags)), "this machine")
+
+
+def official_score(sections: ArrayLike, *, year: int = 2026) -> float:
+    """Return the official score of a year: one mean over every metric of every section.
+
+    Args:
+        sections: What `year_metrics` returned for each section, or any such values in 0..1:
+            (sections, 3), in 2020 (sections, 2), in 2021 (sections, 4).
+        year: Whose definition counts: the arithmetic mean in 2020, the harmonic one since.
+
+    Raises:
+        ValueError: There is no section, a value lies outside 0..1, or the sections' metrics are
+            not those of the year.
+    """
+    check_year(year)
     values = np.asarray(sections, dtype=np.float64)
     if values.size == 0:
         raise ValueError("The official score of no section is undefined; give at least one.")
+    width = {2020: 2, 2021: 4}.get(year, 3)
+    if values.ndim != 2 or values.shape[1] != width:
+        raise ValueError(
+            f"The official score of {year} takes {width} metrics of each section, got an array "
+            f"of shape {values.shape}. Compute them with year_metrics."
+        )
     if not ((values >= 0) & (values <= 1)).all():
         raise ValueError(
             f"Section metrics lie in 0..1, but these span {values.min()} to {values.max()}. "
             "Divide percentages by 100."
         )
-    return float(harmonic_mean(values.ravel()))
+    return float(score_mean(values.ravel(), year=year))
+
+
+def score_mean(values: ArrayLike, *, year: int) -> NDArray[np.float64]:
+    """Return the mean over the last axis that makes the official score of a year."""
+    if year == 2020:
+        return np.asarray(np.asarray(values, dtype=np.float64).mean(axis=-1))
+    return harmonic_mean(values)
 
 
 def harmonic_mean(values: ArrayLike) -> NDArray[np.float64]:
     """Return the harmonic mean over the last axis; 0 counts as float epsilon, as officially."""
     floored = np.maximum(np.asarray(values, dtype=np.float64), EPSILON)
     return np.asarray(hmean(floored, axis=-1), dtype=np.float64)
+
+
+def check_year(year: int) -> None:
+    """Raise ValueError unless the challenge of that year defined a score."""
+    if year not in YEARS:
+        raise ValueError(
+            f"year={year!r} has no official score. Choose from {', '.join(map(str, YEARS))}."
+        )
+
+
+def _called(decisions: ArrayLike, num_clips: int) -> NDArray[np.bool_]:
+    called = _flags(decisions, "decisions")
+    if len(called) != num_clips:
+        raise ValueError(f"{len(called)} decisions came for {num_clips} clips; give one per clip.")
+    return called
+
+
+def _quality(flags: NDArray[np.bool_], called: NDArray[np.bool_], where: str) -> DomainDecisions:
+    hits, anomalies = float(np.sum(called & flags)), float(np.sum(flags))
+    if not anomalies:
+        raise ValueError(f"Recall in {where} is undefined: it has no anomalous clip.")
+    precision = hits / max(float(np.sum(called)), EPSILON)
+    recall = hits / anomalies
+    f1 = 2 * precision * recall / max(precision + recall, EPSILON)
+    return DomainDecisions(precision=precision, recall=recall, f1=f1)
 
 
 def _flags(values: ArrayLike, name: str) -> NDArray[np.bool_]:

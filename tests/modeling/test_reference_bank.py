@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+from scipy import stats
 
 from modeling import (
     DETECTORS,
@@ -129,6 +130,106 @@ def test_held_out_clips_are_preferred_to_leave_one_out(config) -> None:
     )
     assert bank.rule(FAN)["scores"] == "held_out"
     assert bank.rule(PUMP)["scores"] == "leave_one_out"
+
+
+def folds_of(clips: EmbeddingTable, number: int) -> list[tuple[EmbeddingTable, EmbeddingTable]]:
+    """Return pairs of references and held-out clips, every clip held out once."""
+    fold = np.arange(len(clips)) % number
+    return [(clips.take(fold != k), clips.take(fold == k)) for k in range(number)]
+
+
+def test_cross_fitted_scores_are_those_of_banks_without_the_fold(config) -> None:
+    clips = table(20)
+    bank = ReferenceBank(config).fit(clips, folds=folds_of(clips, 4))
+    assert bank.rule(FAN) == {"name": "percentile", "quantile": 0.9, "scores": "cross_fitted"}
+    expected = {}
+    for references, held_out in folds_of(clips, 4):
+        scores = ReferenceBank(config).fit(references).anomaly_score(held_out.embedding, FAN)
+        expected |= dict(zip(held_out.file_names, scores.tolist(), strict=True))
+    calibration = bank.calibration(FAN)
+    found = dict(zip(calibration.file_names, calibration.anomaly_scores.tolist(), strict=True))
+    assert found == expected
+    assert len(found) == 20
+    all_references = bank.nearest_references(clips.embedding[:1], FAN, k=99)[0]
+    assert len(all_references) == 20  # none is lost to the calibration
+
+
+def test_cross_fitting_by_one_clip_at_a_time_is_leaving_one_out(config) -> None:
+    clips = table(12)
+    crossed = ReferenceBank(config).fit(clips, folds=folds_of(clips, 12))
+    left_out = ReferenceBank(config).fit(clips, frozen_encoder=True)
+    torch.testing.assert_close(crossed.calibration_scores(FAN), left_out.calibration_scores(FAN))
+    assert crossed.threshold(FAN) == pytest.approx(left_out.threshold(FAN))
+
+
+def test_folds_that_let_a_clip_judge_itself_are_refused(config) -> None:
+    clips = table(12)
+    (references, held_out), *others = folds_of(clips, 3)
+    with pytest.raises(ValueError, match="4 calibration clips of 2026/fan/00 are references too"):
+        ReferenceBank(config).fit(clips, folds=[(clips, held_out)])
+    with pytest.raises(ValueError, match=r"train_0000.wav is held out in two folds"):
+        ReferenceBank(config).fit(clips, folds=[(references, held_out)] * 2)
+    with pytest.raises(ValueError, match="Give one of the two"):
+        ReferenceBank(config).fit(clips, calibration=held_out, folds=others)
+    with pytest.raises(ValueError, match=f"holds out clips of {PUMP} but has no references"):
+        ReferenceBank(config).fit(clips, folds=[(references, table(3, machine=PUMP))])
+
+
+def test_machines_without_folds_stay_uncalibrated(config) -> None:
+    clips = table(12)
+    both = joined(clips, table(12, machine=PUMP))
+    bank = ReferenceBank(config).fit(both, folds=folds_of(clips, 3))
+    assert bank.rule(FAN)["scores"] == "cross_fitted"
+    assert bank.rule(PUMP) is None
+
+
+def test_a_gamma_threshold_is_fitted_and_kept_for_machines_enrolled_later(config, tmp_path) -> None:
+    bank = ReferenceBank(config, threshold="gamma", threshold_quantile=0.95)
+    bank.fit(table(20), calibration=table(19, prefix="held_out"))
+    assert bank.rule(FAN) == {"name": "gamma", "quantile": 0.95, "scores": "held_out"}
+    scores = bank.calibration_scores(FAN).double().numpy()
+    expected = stats.gamma.ppf(0.95, *stats.gamma.fit(scores, floc=0))
+    assert bank.threshold(FAN) == pytest.approx(expected, rel=1e-6)
+    bank.save_pretrained(tmp_path)
+    loaded = ReferenceBank.from_pretrained(tmp_path)
+    assert loaded.threshold(FAN) == bank.threshold(FAN)
+    loaded.enroll("press", table(9), calibration=table(9, prefix="held_out"))
+    assert loaded.rule("press")["name"] == "gamma"
+
+
+def test_a_threshold_that_cannot_be_found_names_the_machine(config) -> None:
+    same = table(9, prefix="held_out", embedding=table(1).embedding[[0] * 9])
+    bank = ReferenceBank(config, threshold="gamma")
+    with pytest.raises(ValueError, match=r"2026/fan/00: A gamma distribution .* all"):
+        bank.fit(table(20), calibration=same)
+    with pytest.raises(ValueError, match="threshold='median' is not one of"):
+        ReferenceBank(config, threshold="median")
+
+
+def test_a_domains_p_value_is_there_for_readers_before_and_after_saving(bank, tmp_path) -> None:
+    scores = bank.calibration_scores(FAN)
+    values = bank.domain_p_values(scores[-1].item() + 1, FAN)
+    assert values["target"] == (1 / 4, 1 / 4)  # 3 of 19 clips are of the target domain
+    assert values["source"] == (1 / 17, 1 / 17)
+    bank.save_pretrained(tmp_path)
+    loaded = ReferenceBank.from_pretrained(tmp_path)
+    assert loaded.domain_p_values(0.5, FAN) == bank.domain_p_values(0.5, FAN)
+    assert loaded.calibration(FAN).file_names == bank.calibration(FAN).file_names
+    assert set(loaded.calibration(FAN).file_names) == set(table(19, prefix="held_out").file_names)
+
+
+def test_a_bank_that_does_not_name_its_calibration_clips_still_loads(bank, tmp_path) -> None:
+    bank.save_pretrained(tmp_path)
+    path = tmp_path / "reference_bank.json"
+    described = json.loads(path.read_text())
+    del described["threshold_rule"]
+    for machine in described["machines"].values():
+        del machine["calibration_file_names"], machine["calibration_domains"]
+    path.write_text(json.dumps(described))
+    loaded = ReferenceBank.from_pretrained(tmp_path)
+    assert loaded.decide(0.3, FAN) == bank.decide(0.3, FAN)
+    assert loaded.calibration(FAN).file_names == [None] * 19
+    assert loaded.domain_p_values(0.3, FAN) == {}
 
 
 def test_a_machine_is_scored_by_its_own_references_only(config, bank, queries) -> None:

@@ -375,6 +375,7 @@ def test_a_folder_carries_the_code_it_needs_and_no_more(saved) -> None:
         "adversary.py",
         "arcface_head.py",
         "attention.py",
+        "calibration.py",
         "configuration_asd.py",
         "contrastive_head.py",
         "coreset.py",

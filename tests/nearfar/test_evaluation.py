@@ -7,13 +7,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nearfar.dcase_task2.bootstrap import bootstrap_interval
-from nearfar.dcase_task2.metrics import official_score, overall_metrics, section_metrics
+from nearfar import evaluation
+from nearfar.dcase_task2.bootstrap import bootstrap_interval, resampled_metrics
+from nearfar.dcase_task2.metrics import (
+    decision_metrics,
+    official_score,
+    overall_metrics,
+    section_metrics,
+    within_domain_metrics,
+)
 from nearfar.evaluation import (
     ScoreTable,
     bootstrap_input,
     evaluate_scores,
-    false_alarm_rates,
     format_metrics,
     read_metrics,
     write_score_folder,
@@ -21,6 +27,7 @@ from nearfar.evaluation import (
 from nearfar.files import read_json
 from nearfar.submission import check_scores, read_anomaly_scores, read_decisions
 
+OFFICIAL = ("auc_source", "auc_target", "pauc")
 MACHINES = ("2026/fan/00", "2026/valve/00")
 THRESHOLD = 0.7
 SECTIONS = {("fan", 0): "2026/fan/00", ("valve", 0): "2026/valve/00"}
@@ -123,16 +130,100 @@ def test_metrics_do_not_depend_on_the_order_of_the_clips() -> None:
 
 
 def test_without_domains_there_is_an_auc_over_all_clips_and_a_reason() -> None:
-    table = make_table(("2020/fan/00",), domains=None)
-    metrics = evaluate_scores(table)
-    values = metrics["machines"]["2020/fan/00"]
+    table = make_table(("2026/fan/00",), domains=None)
+    metrics = evaluate_scores(table, num_resamples=30)
+    values = metrics["machines"]["2026/fan/00"]
     overall = overall_metrics(table.conditions == "anomaly", table.anomaly_scores)
     assert (values["auc"], values["pauc"]) == overall
     assert (values["auc_source"], values["auc_target"]) == (None, None)
+    assert values["intervals"].keys() == {"auc", "pauc", "precision", "recall", "f1"}
     assert "domains are neither 'source' nor 'target'" in values["reason"]
     assert metrics["official_score"] is None
     assert "official_score_interval" not in metrics
-    assert "2020/fan/00: " in metrics["reason"]
+    assert "2026/fan/00: " in metrics["reason"]
+
+
+def test_in_2020_no_domain_is_needed_and_the_mean_is_arithmetic() -> None:
+    table = make_table(("2020/fan/00", "2020/pump/02"), domains=None)
+    metrics = evaluate_scores(table, num_resamples=100)
+    values = [metrics["machines"][name] for name in table.machine_names]
+    aucs = [value for machine in values for value in (machine["auc"], machine["pauc"])]
+    assert metrics["official_score"] == pytest.approx(np.mean(aucs))
+    assert metrics["means"]["auc"] == pytest.approx(np.mean([v["auc"] for v in values]))
+    low, high = metrics["official_score_interval"]
+    assert low < metrics["official_score"] < high
+    assert "reason" not in metrics
+
+
+def test_in_2021_the_official_values_are_those_within_the_domains() -> None:
+    table = make_table(("2021/fan/00", "2021/pump/02"))
+    metrics = evaluate_scores(table, num_resamples=0)
+    sections = []
+    for machine in table.machine_names:
+        clips = table.select(machine)
+        sections.append(
+            within_domain_metrics(
+                clips.conditions == "anomaly", clips.anomaly_scores, clips.domains
+            )
+        )
+        values = metrics["machines"][machine]
+        within = {f"within_domain_{k}": v for k, v in sections[-1]._asdict().items()}
+        assert {key: values[key] for key in within} == within
+    assert metrics["official_score"] == official_score(sections, year=2021)
+    since_2022 = [[v[k] for k in OFFICIAL] for v in metrics["machines"].values()]
+    assert metrics["official_score"] != official_score(since_2022)
+
+
+def test_machines_of_several_years_have_no_official_score_together() -> None:
+    metrics = evaluate_scores(make_table(("2021/fan/00", "2026/fan/00")), num_resamples=20)
+    assert metrics["official_score"] is None
+    assert "The machines are of [2021, 2026]" in metrics["reason"]
+    assert metrics["machines"]["2026/fan/00"]["auc_source"] is not None
+
+
+def test_every_metric_has_an_interval_and_lies_in_it() -> None:
+    table = make_table(count=25)
+    metrics = evaluate_scores(table, num_resamples=300)
+    for values in (*metrics["machines"].values(), metrics["means"]):
+        figures = {key: value for key, value in values.items() if isinstance(value, float)}
+        assert len(figures) == 14  # 3 official, the AUC over all, 4 within domains, 6 of decisions
+        assert values["intervals"].keys() == figures.keys()
+        for key, value in figures.items():
+            low, high = values["intervals"][key]
+            assert low <= value <= high, key
+            assert low < high, key
+
+
+def test_a_machines_interval_is_the_quantile_of_its_resampled_metric() -> None:
+    table = make_table()
+    values = evaluate_scores(table, num_resamples=200, seed=4)["machines"]["2026/fan/00"]
+    anomalous, domains, scores = bootstrap_input(table)["2026/fan/00"]
+    resampled = resampled_metrics(
+        "2026/fan/00", anomalous, domains.astype(str), scores, num_resamples=200, seed=4
+    )
+    for key in OFFICIAL:
+        ends = np.quantile(resampled[key], [0.025, 0.975])
+        assert values["intervals"][key] == pytest.approx(list(ends), abs=1e-12)
+
+
+def test_decisions_are_judged_in_each_domain() -> None:
+    table = make_table(("2026/fan/00",))
+    values = evaluate_scores(table, num_resamples=0)["machines"]["2026/fan/00"]
+    expected = decision_metrics(
+        table.conditions == "anomaly", table.decisions.astype(int), table.domains
+    )
+    for domain, quality in expected._asdict().items():
+        assert [values[f"{key}_{domain}"] for key in quality._fields] == list(quality)
+    undecided = replace(table, decisions=column([None] * len(table)))
+    values = evaluate_scores(undecided, num_resamples=0)["machines"]["2026/fan/00"]
+    assert not [key for key in values if key.startswith(("precision", "recall", "f1"))]
+
+
+def test_the_mean_is_the_harmonic_one_over_machines() -> None:
+    metrics = evaluate_scores(make_table(), num_resamples=0)
+    for key in ("auc_source", "pauc", "f1_target"):
+        values = [metrics["machines"][machine][key] for machine in MACHINES]
+        assert metrics["means"][key] == pytest.approx(2 / sum(1 / value for value in values))
 
 
 @pytest.mark.parametrize(
@@ -173,7 +264,7 @@ def test_unlabelled_clips_are_scored_but_not_evaluated() -> None:
         assert (values["num_normal"], values["num_anomalous"]) == (0, 0)
         assert values["auc_source"] is None
         assert "undefined" in values["reason"]
-        assert values["false_alarm_rates"] == {}
+    assert metrics["false_alarms"] == []
 
 
 @pytest.mark.parametrize("domain", ["source", None])
@@ -198,26 +289,6 @@ def test_no_clips_give_no_score_and_a_reason() -> None:
     assert metrics["official_score"] is None
     assert metrics["machines"] == {}
     assert metrics["reason"].startswith("The official score needs all metrics.")
-
-
-def test_false_alarms_are_normal_clips_with_a_p_value_up_to_the_rate() -> None:
-    table = make_table(("2026/fan/00",), count=4)
-    normal, source = table.conditions == "normal", table.domains == "source"
-    p_values = np.zeros(len(table))  # of the anomalies: all alarms, none of them false
-    p_values[normal & source] = [0.01, 0.02, 0.05, 0.5]
-    p_values[normal & ~source] = [0.1, 0.100001, 0.9, 1.0]
-    assert false_alarm_rates(replace(table, p_values=p_values)) == {
-        "source": {"0.01": 0.25, "0.05": 0.75, "0.1": 0.75},
-        "target": {"0.01": 0.0, "0.05": 0.0, "0.1": 0.25},
-    }
-
-
-def test_false_alarms_are_unknown_where_a_p_value_is() -> None:
-    table = make_table(("2026/fan/00",), domains=None)
-    p_values = table.p_values.copy()
-    p_values[np.flatnonzero(table.conditions == "normal")[0]] = np.nan
-    rates = false_alarm_rates(replace(table, p_values=p_values))
-    assert rates == {"unknown": {"0.01": None, "0.05": None, "0.1": None}}
 
 
 def test_a_csv_reads_back_exactly_with_everything_unknown_in_it(tmp_path: Path) -> None:
@@ -292,8 +363,8 @@ def test_metrics_are_shown_in_percent_with_the_interval() -> None:
     }
     lines = format_metrics(metrics).splitlines()
     assert [line.split() for line in lines[1:3]] == [
-        ["2026/fan/00", "100.00", "25.00", "-", "50.00"],
-        ["2020/valve/02", "-", "-", "75.00", "60.00"],
+        ["2026/fan/00", "100.00", "25.00", "50.00", "-"],
+        ["2020/valve/02", "-", "-", "60.00", "75.00"],
     ]
     assert lines[3] == "official score 51.23, 95 % interval 40.00 to 60.00"
     assert len({len(line) for line in lines[:3]}) == 1  # columns stand below their names
@@ -346,7 +417,20 @@ def test_a_score_folder_keeps_scores_metrics_calibration_and_plots(
     calibration = read_json(folder / "calibration_scores.json")
     assert calibration == {machine: [0.5, 0.25] for machine in MACHINES}
     plots = sorted(path.name for path in (folder / "plots").iterdir())
-    assert plots == ["2026_fan_00.png", "2026_valve_00.png"]
+    assert plots == ["2026_fan_00.png", "2026_valve_00.png", "calibration.png"]
+
+
+def test_a_score_folders_metrics_are_printed_again(
+    written: tuple[Path, ScoreTable],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder, _ = written
+    for print_as in ("table", "latex"):
+        words = ["evaluation", "--scores", str(folder), "--print_as", print_as]
+        monkeypatch.setattr("sys.argv", words)
+        evaluation.main()
+        assert capsys.readouterr().out == format_metrics(read_metrics(folder), print_as) + "\n"
 
 
 def test_a_machine_without_a_threshold_gets_no_decisions(tmp_path: Path) -> None:

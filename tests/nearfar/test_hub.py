@@ -36,6 +36,7 @@ CONFIG = SimpleNamespace(
     detector="knn",
 )
 RECIPE = {"year": 2026, "seed": 7, "encoder_checkpoint": "BEATs_iter3.pt", "layers": None}
+RECIPE |= {"threshold": "gamma", "threshold_quantile": 0.95}
 
 
 class Part:
@@ -185,6 +186,7 @@ def test_the_card_tells_what_made_the_system() -> None:
     card = model_card(CONFIG, RECIPE, METRICS, THRESHOLDS)
     facts = ("BEATS", "4 layers of size 192", "BEATs_iter3.pt", "fine-tuned on normals")
     facts += ("`complex_least_squares`", "`mean`", "`arcface`", "`knn`", "12 proxy classes")
+    facts += ("the 0.95 quantile of its calibration scores (rule: gamma)",)
     facts += ("year 2026", "seed 7", "345 clips are references", "38 other normal clips")
     text = " ".join(card.split())
     assert [fact for fact in facts if fact.lower() not in text.lower()] == []
@@ -192,7 +194,7 @@ def test_the_card_tells_what_made_the_system() -> None:
 
 
 def test_the_card_of_a_frozen_encoder_from_scratch_says_so() -> None:
-    recipe = {"year": 2026, "seed": 0, "encoder_checkpoint": None}
+    recipe = RECIPE | {"encoder_checkpoint": None}
     card = model_card(CONFIG, recipe, METRICS | {"frozen_encoder": True}, THRESHOLDS)
     assert "none: frozen encoder" in card
     assert "random initialisation" in card

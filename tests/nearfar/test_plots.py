@@ -9,7 +9,8 @@ from matplotlib import image, pyplot
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from nearfar.plots import COLORS, plot_machine, plot_spectrograms, power_db
+from nearfar.metrics import overall_metrics
+from nearfar.plots import COLORS, plot_calibration, plot_machine, plot_spectrograms, power_db
 
 
 def column(values: list[str | None]) -> np.ndarray:
@@ -94,6 +95,46 @@ def test_the_curve_of_a_domain_sees_its_normals_and_all_anomalies(
     }
     assert areas["source normals"] == 1.0
     assert areas["target normals"] == 0.5
+
+
+def test_the_shaded_area_is_the_one_the_pauc_measures(tmp_path: Path, drawn: list[Axes]) -> None:
+    rng = np.random.default_rng(3)
+    pairs = KNOWN * 30
+    domains, conditions = column([p[0] for p in pairs]), column([p[1] for p in pairs])
+    scores = rng.normal(size=len(pairs)) + (conditions == "anomaly")
+    plot_machine(tmp_path / "fan.png", "2026/fan/00", scores, conditions, domains)
+    (shade,) = [c for c in drawn[1].collections if "pAUC" in str(c.get_label())]
+    outline = shade.get_paths()[0].vertices
+    x, y = outline[:, 0], outline[:, 1]
+    area = abs(np.sum(x * np.roll(y, -1) - y * np.roll(x, -1))) / 2  # the shoelace formula
+    pauc = overall_metrics(conditions == "anomaly", scores).pauc
+    assert 0.5 * (1 + (area - 0.005) / (0.1 - 0.005)) == pytest.approx(pauc)
+    assert x.max() == pytest.approx(0.1)
+
+
+def test_the_calibration_curve_is_the_share_of_normals_up_to_each_rate(
+    tmp_path: Path, drawn: list[Axes]
+) -> None:
+    p_values = np.r_[[0.1, 0.2, 0.2, 0.9], [0.5, np.nan], np.zeros(6)]
+    domains = column(["source"] * 4 + ["target"] * 2 + ["source"] * 6)
+    conditions = column(["normal"] * 6 + ["anomaly"] * 5 + [None])
+    path = tmp_path / "plots" / "calibration.png"
+    assert plot_calibration(path, p_values, conditions, domains)
+    assert image.imread(path).std() > 0.05
+    curves = {line.get_label(): line for line in drawn[0].lines}
+    source, target = curves["source (4)"], curves["target (1)"]
+    share = dict(zip(np.round(source.get_xdata(), 3), source.get_ydata(), strict=True))
+    expected = {0.0: 0, 0.095: 0, 0.105: 0.25, 0.2: 0.75, 0.895: 0.75, 1.0: 1}
+    assert {rate: share[rate] for rate in expected} == expected
+    assert set(target.get_ydata()) == {0, 1}
+    assert len(drawn[0].collections) == 2  # a band for each domain
+
+
+def test_without_normals_that_have_a_p_value_there_is_no_calibration_plot(tmp_path: Path) -> None:
+    path, domains = tmp_path / "calibration.png", column(["source"] * 3)
+    assert not plot_calibration(path, np.full(3, np.nan), column(["normal"] * 3), domains)
+    assert not plot_calibration(path, np.zeros(3), column(["anomaly", None, None]), domains)
+    assert not path.exists()
 
 
 def test_a_threshold_is_drawn_where_it_lies(tmp_path: Path, drawn: list[Axes]) -> None:

@@ -18,6 +18,10 @@ from numpy.typing import ArrayLike
 _SCORES, _DECISIONS = "anomaly_score", "decision_result"
 _MACHINE_TYPE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _FILE_NAME = re.compile(r'[^/\\,"\x00-\x1f\x7f]+')
+_FILE = re.compile(
+    rf"(?P<kind>{_SCORES}|{_DECISIONS})_(?P<machine_type>[A-Za-z0-9][A-Za-z0-9_-]*)"
+    r"_section_(?P<section>[0-9]{2})_test\.csv"
+)
 
 
 def write_anomaly_scores(
@@ -109,6 +113,26 @@ def check_scores(folder: Path, expected: Mapping[tuple[str, int], Sequence[str]]
         ValueError: Something is wrong; the message lists every fault, one a line.
     """
     _raise_if(list_faults(folder, expected))
+
+
+def score_files(folder: Path) -> dict[tuple[str, int], set[str]]:
+    """Return (machine type, section) -> the kinds of file there are, by the files' names."""
+    found: dict[tuple[str, int], set[str]] = {}
+    for path in sorted(Path(folder).glob("*.csv")):
+        if match := _FILE.fullmatch(path.name):
+            key = (match["machine_type"], int(match["section"]))
+            found.setdefault(key, set()).add(match["kind"])
+    return found
+
+
+def clip_names(folder: Path, machine_type: str, section: int) -> set[str]:
+    """Return the clips that a machine's files name, readable or not."""
+    names: set[str] = set()
+    for kind in (_SCORES, _DECISIONS):
+        path = _path(folder, kind, machine_type, section)
+        if path.is_file():
+            names |= {name for name, _ in _parse(path, kind)[0]}
+    return names
 
 
 def list_faults(folder: Path, expected: Mapping[tuple[str, int], Sequence[str]]) -> list[str]:

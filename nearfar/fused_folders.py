@@ -1,0 +1,141 @@
+"""Fusion of score folders into one: options, weights stated or searched, verdicts."""
+
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nearfar.evaluation import (
+    SCORES_FILE,
+    ScoreTable,
+    read_calibration,
+    read_metrics,
+    table_year,
+)
+from nearfar.fused_scores import (
+    CalibrationClips,
+    fused_calibration,
+    fused_table,
+    paired_tables,
+    search_input,
+)
+from nearfar.fusion import Normalization, ScoreFusion
+from nearfar.fusion_run import read_fusion
+from nearfar.score_folder import Scored
+from nearfar.scorers import Calibrate
+from nearfar.weight_search import SearchMethod, format_search, search_weights
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(kw_only=True)
+class FusionOptions:
+    """What is fused, and with which weights."""
+
+    fuse: list[Path] | None = field(
+        default=None,
+        metadata={"help": "Instead: score folders, to fuse into one, or run folders likewise."},
+    )
+    weights: list[float] | None = field(
+        default=None, metadata={"help": "Of the fusion, in the order of --fuse; their sum is 1."}
+    )
+    weights_from: Path | None = field(
+        default=None, metadata={"help": "A fusion's folder, whose weights and scale to take."}
+    )
+    search_weights: bool = field(
+        default=False, metadata={"help": "Search the weights on the labels of score folders."}
+    )
+    search_method: SearchMethod = field(
+        default="grid", metadata={"help": "grid, or bayesian (with the extra fusion)."}
+    )
+    search_step: float = field(default=0.05, metadata={"help": "Of the grid."})
+    num_trials: int = field(default=200, metadata={"help": "Of one Bayesian search."})
+    search_seed: int = field(default=0, metadata={"help": "Of a Bayesian search."})
+    normalization: Normalization = field(
+        default="z", metadata={"help": "A member's scale: z, quantile or min_max."}
+    )
+
+    def check_weights(self) -> None:
+        """Raise ValueError unless two folders or more are fused, with weights from one source."""
+        folders = self.fuse or []
+        ways = ("weights", "weights_from", "search_weights")
+        given = [f"--{name}" for name in ways if getattr(self, name)]
+        if not folders and given:
+            raise ValueError(f"{given[0]} goes with --fuse.")
+        if folders and (len(folders) < 2 or len(given) != 1):
+            raise ValueError(
+                "--fuse takes two folders or more, and one of --weights, --weights_from and "
+                f"--search_weights; got {len(folders)} folders and {given or 'none of these'}."
+            )
+
+
+def fuse_folders(args: FusionOptions, calibrate: Calibrate, *, num_resamples: int = 1000) -> Scored:
+    """Fuse score folders clip by clip, with weights that are stated or searched.
+
+    Args:
+        args: Which folders, and their weights.
+        calibrate: Makes thresholds and p-values of fused calibration scores.
+        num_resamples: Of the bootstrap intervals of a weight search; 0 takes 1000.
+
+    Raises:
+        FileNotFoundError: A folder has no scores.
+        ValueError: The folders hold scores of different clips, a machine has no calibration scores,
+            or the weights are none.
+    """
+    folders = args.fuse or []
+    tables = paired_tables(
+        {str(folder): ScoreTable.read_csv(folder / SCORES_FILE) for folder in folders}
+    )
+    machines = tables[0].machine_names
+    clips = [
+        {name: CalibrationClips.from_json(values) for name, values in held.items()}
+        for held in (read_calibration(folder, machines) for folder in folders)
+    ]
+    scores = {name: [member[name].anomaly_scores for member in clips] for name in machines}
+    search: dict[str, Any] | None
+    if args.search_weights:
+        even = [1 / len(folders)] * len(folders)
+        normalized = ScoreFusion(even, normalization=args.normalization).fit(scores)
+        found = search_weights(
+            search_input(normalized, tables),
+            year=table_year(tables[0]),
+            method=args.search_method,
+            step=args.search_step,
+            num_trials=args.num_trials,
+            seed=args.search_seed,
+            num_resamples=num_resamples or 1000,
+        )
+        fusion = ScoreFusion(found.weights, normalization=args.normalization)
+        search = found.describe()
+        logger.info("%s", format_search(found))
+    else:
+        fusion, search = stated_fusion(args)
+    fusion.fit(scores)
+    calibrations = {
+        name: calibrate(fused_calibration(fusion, [member[name] for member in clips], name))
+        for name in machines
+    }
+    names = [folder.resolve().name for folder in folders]
+    frozen = all(read_metrics(folder).get("frozen_encoder") for folder in folders)
+    provenance = {"seed": None, "recipe": None, "frozen_encoder": frozen}
+    table = fused_table(fusion, tables, calibrations)
+    return Scored(table, calibrations, provenance, (names, fusion, search))
+
+
+def stated_fusion(args: FusionOptions) -> tuple[ScoreFusion, dict[str, Any] | None]:
+    """Return the fusion that the arguments state, and how its weights were found, if they were."""
+    folders = args.fuse or []
+    if args.search_weights:
+        raise ValueError(
+            "Weights are searched on score folders. Fuse the members' score folders of the "
+            "development set, then give --weights_from the result."
+        )
+    if args.weights_from is not None:
+        fusion, search = read_fusion(args.weights_from)
+    else:
+        fusion, search = ScoreFusion(args.weights or [], normalization=args.normalization), None
+    if len(fusion.weights) != len(folders):
+        raise ValueError(
+            f"{len(fusion.weights)} weights came for {len(folders)} folders. Give one each."
+        )
+    return fusion, search

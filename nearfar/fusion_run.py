@@ -1,0 +1,124 @@
+"""The run folder of a fusion: its members whole inside it, their weights, and a card."""
+
+import importlib.resources
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from nearfar.files import read_json, whole_folder, write_json
+from nearfar.fusion import ScoreFusion
+from nearfar.hub import FORMAT_VERSION, RUN_FILE, read_run
+
+FUSION_FILE = "fusion.json"
+MEMBERS_FOLDER = "members"
+_LEFT_OUT = shutil.ignore_patterns("trainer_state", ".partial_*")
+
+
+def write_fusion_run(
+    folder: Path,
+    members: Sequence[Path],
+    fusion: ScoreFusion,
+    *,
+    search: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a run folder of kind "fusion", complete in itself.
+
+    A member's files are hard links where the file system allows it, so they take no room twice;
+    training a member again writes new files and leaves these as they are.
+
+    Args:
+        folder: The run folder.
+        members: Run folders, in the order of the weights.
+        fusion: Its weights and normalisation; the scale of a member is found from the member's
+            own calibration clips when it is loaded.
+        search: How the weights were found, `WeightSearch.describe`; None for stated ones.
+    """
+    names = [f"{number}_{member.resolve().name}" for number, member in enumerate(members, start=1)]
+    for member in members:
+        read_run(member)
+    with whole_folder(folder, last=RUN_FILE) as partial:
+        for member, name in zip(members, names, strict=True):
+            shutil.copytree(
+                member,
+                partial / MEMBERS_FOLDER / name,
+                copy_function=_link,
+                ignore=_LEFT_OUT,
+            )
+        write_fusion(partial, names, fusion, search=search)
+        (partial / "README.md").write_text(_card(names, fusion, search), encoding="utf-8")
+        described = {
+            "format_version": FORMAT_VERSION,
+            "kind": "fusion",
+            "members": [f"{MEMBERS_FOLDER}/{name}" for name in names],
+        }
+        write_json(partial / RUN_FILE, described)
+
+
+def write_fusion(
+    folder: Path,
+    members: Sequence[str],
+    fusion: ScoreFusion,
+    *,
+    search: Mapping[str, Any] | None = None,
+) -> None:
+    """Write fusion.json: which members, with which weights, found how."""
+    described = {
+        "format_version": FORMAT_VERSION,
+        "members": list(members),
+        "weights": list(fusion.weights),
+        "normalization": fusion.normalization,
+        "search": search,
+    }
+    write_json(folder / FUSION_FILE, described)
+
+
+def read_fusion(folder: Path) -> tuple[ScoreFusion, dict[str, Any] | None]:
+    """Return the fusion of a run or score folder, not fitted, and how its weights were found.
+
+    Raises:
+        FileNotFoundError: There is no fusion.json.
+        ValueError: It is damaged, or its weights cannot be used.
+    """
+    path = folder / FUSION_FILE
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no {path}. Make it with score.py --fuse.")
+    try:
+        described = read_json(path)
+        fusion = ScoreFusion(described["weights"], normalization=described["normalization"])
+        return fusion, described["search"]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not a fusion ({error!r}). Make it anew.") from error
+
+
+def _link(source: str, target: str) -> str:
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without hard links
+        shutil.copy2(source, target)
+    return target
+
+
+def _card(names: Sequence[str], fusion: ScoreFusion, search: Mapping[str, Any] | None) -> str:
+    template = importlib.resources.files("nearfar").joinpath("fusion_card_template.md")
+    rows = [
+        f"| `{MEMBERS_FOLDER}/{name}` | {weight:.4g} |"
+        for name, weight in zip(names, fusion.weights, strict=True)
+    ]
+    found = "The weights were stated, not searched."
+    if search is not None:
+        nested, optimistic = (search[key]["estimate"] for key in ("nested", "optimistic"))
+        found = (
+            f"The weights were searched ({search['method']}) on labelled development clips, the "
+            f"only use of labels. Leaving each machine out of the search for its own weights: "
+            f"official score {100 * nested:.2f}; on the machines that chose the weights: "
+            f"{100 * optimistic:.2f}, which is optimistic."
+        )
+    return Template(template.read_text(encoding="utf-8")).substitute(
+        num_members=len(names),
+        members="\n".join(rows),
+        normalization=fusion.normalization,
+        found=found,
+    )

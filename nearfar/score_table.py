@@ -1,0 +1,144 @@
+"""Scores of test clips in one table, and the CSV file that keeps it."""
+
+import csv
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nearfar.schema import GroundTruth
+
+COLUMNS = ("machine", "file_name", "domain", "condition", "anomaly_score", "p_value", "decision")
+
+
+@dataclass(frozen=True, eq=False)
+class ScoreTable:
+    """Scores of test clips; row i of every column is clip i.
+
+    Attributes:
+        machines: (N,) full names.
+        file_names: (N,) unique within a machine.
+        domains: (N,) "source", "target" or None.
+        conditions: (N,) "normal", "anomaly" or None.
+        anomaly_scores: (N,) float64, higher is more anomalous.
+        p_values: (N,) float64, NaN where the machine has no calibration clips.
+        decisions: (N,) 0 normal, 1 anomalous, None where the machine has no threshold.
+    """
+
+    machines: NDArray[np.object_]
+    file_names: NDArray[np.object_]
+    domains: NDArray[np.object_]
+    conditions: NDArray[np.object_]
+    anomaly_scores: NDArray[np.float64]
+    p_values: NDArray[np.float64]
+    decisions: NDArray[np.object_]
+
+    def __post_init__(self) -> None:
+        if len({len(column) for column in vars(self).values()}) != 1:
+            lengths = {name: len(column) for name, column in vars(self).items()}
+            raise ValueError(f"Every column must describe the same clips, got {lengths}.")
+        if not np.isfinite(self.anomaly_scores).all():
+            row = int(np.flatnonzero(~np.isfinite(self.anomaly_scores))[0])
+            raise ValueError(
+                f"{self.machines[row]}/{self.file_names[row]} has the score "
+                f"{self.anomaly_scores[row]}; a score must be finite."
+            )
+
+    def __len__(self) -> int:
+        return len(self.machines)
+
+    @property
+    def machine_names(self) -> list[str]:
+        """The machines in the table, sorted."""
+        return sorted(set(self.machines.tolist()))
+
+    def select(self, machine: str) -> Self:
+        """Return the clips of one machine, by its full name."""
+        chosen = self.machines == machine
+        return type(self)(**{name: column[chosen] for name, column in vars(self).items()})
+
+    def with_ground_truth(self, truth: Mapping[str, Mapping[str, GroundTruth]]) -> Self:
+        """Return the table with the conditions and domains of an evaluation set.
+
+        Args:
+            truth: Machine -> file name -> what is known; it must tell all clips of the table.
+
+        Raises:
+            ValueError: A clip is missing, or what its name says is told otherwise.
+        """
+        domains, conditions = self.domains.copy(), self.conditions.copy()
+        for row, (machine, name) in enumerate(zip(self.machines, self.file_names, strict=True)):
+            told = truth.get(machine, {}).get(name)
+            if told is None:
+                raise ValueError(
+                    f"{machine}/{name} was scored, but the ground truth does not tell it. It has "
+                    f"{len(truth.get(machine, {}))} clips of that machine: check year and folder."
+                )
+            known = (conditions[row] or told.condition, domains[row] or told.domain)
+            if known != (told.condition, told.domain or domains[row]):
+                raise ValueError(
+                    f"{machine}/{name} is {known[1]}, {known[0]} by its name, but {told.domain}, "
+                    f"{told.condition} in the ground truth. Check that both are of one data set."
+                )
+            conditions[row], domains[row] = known
+        return replace(self, domains=domains, conditions=conditions)
+
+    def write_csv(self, path: Path) -> None:
+        """Write all columns, "" where unknown; `read_csv` is the inverse."""
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(COLUMNS)
+            for i in range(len(self)):
+                p_value = self.p_values[i]
+                writer.writerow(
+                    [
+                        self.machines[i],
+                        self.file_names[i],
+                        self.domains[i] or "",
+                        self.conditions[i] or "",
+                        repr(float(self.anomaly_scores[i])),
+                        "" if np.isnan(p_value) else repr(float(p_value)),
+                        "" if self.decisions[i] is None else int(self.decisions[i]),
+                    ]
+                )
+
+    @classmethod
+    def read_csv(cls, path: Path) -> Self:
+        """Read what `write_csv` wrote.
+
+        Raises:
+            FileNotFoundError: It is not there.
+            ValueError: It is not a table of scores.
+        """
+        if not path.is_file():
+            raise FileNotFoundError(f"There is no {path}. Make it with score.py --output_dir.")
+        with path.open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            if tuple(reader.fieldnames or ()) != COLUMNS:
+                raise ValueError(
+                    f"{path} must have the columns {COLUMNS}, got {reader.fieldnames}."
+                )
+            rows = list(reader)
+
+        def column(name: str) -> NDArray[np.object_]:
+            array = np.empty(len(rows), dtype=object)
+            array[:] = [row[name] or None for row in rows]
+            return array
+
+        decisions = column("decision")
+        try:
+            decisions[:] = [None if word is None else int(word) for word in decisions]
+            return cls(
+                machines=column("machine"),
+                file_names=column("file_name"),
+                domains=column("domain"),
+                conditions=column("condition"),
+                anomaly_scores=column("anomaly_score").astype(np.float64),
+                p_values=column("p_value").astype(np.float64),
+                decisions=decisions,
+            )
+        except ValueError as error:
+            raise ValueError(f"{path} cannot be read: {error} Make it anew.") from error
