@@ -41,7 +41,7 @@ EVERYTHING = {
     "frequency_mask": 40,
     "pseudo_label_epochs": 1,
     "eval_steps": 3,
-    "keep_best": 2,
+    "keep_best": 3,  # all of them, so that none is lost unnoticed
     "logging_steps": 100,
     "save_steps": 3,
 }
