@@ -6,14 +6,17 @@ accelerate launch train.py --recipe recipes/quickstart.yaml --data_dir DATA --ou
 import copy
 import dataclasses
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration, set_seed
+from numpy.typing import NDArray
 from torch import nn
 from transformers import AutoConfig
 from transformers.utils import is_peft_available
@@ -36,20 +39,18 @@ from modeling import (
 from modeling.calibration import check_rule
 from modeling.configuration_asd import CHANNELS
 from modeling.convert_original import load_original
-from nearfar.arguments import parse_arguments, script
+from nearfar.arguments import check_names, parse_arguments, script
+from nearfar.checkpoints import latest_checkpoint
 from nearfar.embeddings import EmbeddingTable, extract_embeddings
 from nearfar.guard import GuardDecision, fit_guard
 from nearfar.hub import write_run
-from nearfar.proxy_labels import PARTS, ProxyLabels, pseudo_attributes
+from nearfar.proxy_labels import PARTS, ProxyLabels, pseudo_attributes, renewed_labels
 from nearfar.schema import DOMAINS
-from nearfar.splits import held_out_rows
-from nearfar.training import (
-    JsonLinesTracker,
-    LabelledClips,
-    TrainingOptions,
-    latest_checkpoint,
-    train,
-)
+from nearfar.splits import held_out_rows, validation_rows
+from nearfar.trackers import JsonLinesTracker
+from nearfar.training import train
+from nearfar.training_clips import TRAIN_CHANNELS, LabelledClips
+from nearfar.training_options import TrainingOptions, check_training
 
 if TYPE_CHECKING:
     from peft import PeftModel  # of the extra "train"
@@ -122,13 +123,24 @@ class TrainArguments(TrainingOptions):
         default=False, metadata={"help": "Scale both channels jointly to a peak of 1."}
     )
 
+    train_channels: list[str] = field(
+        default_factory=lambda: ["near"],
+        metadata={"help": "Heard in training, each clip once in each: near, far, or both."},
+    )
     label_parts: list[str] = field(
-        default_factory=lambda: list(PARTS), metadata={"help": "What makes a proxy class."}
+        default_factory=lambda: list(PARTS),
+        metadata={
+            "help": "What makes a proxy class: machine, machine_type, attributes, domain, channel; "
+            "or section, attribute, composite, which name the usual combinations."
+        },
     )
     pseudo_labels: Literal["never", "single_class", "missing_attributes"] = field(
         default="single_class", metadata={"help": "When k-means stands in for attributes."}
     )
-    num_pseudo_labels: int = field(default=8, metadata={"help": "Clusters per machine and domain."})
+    num_pseudo_labels: list[int] = field(
+        default_factory=lambda: [8],
+        metadata={"help": "Clusters per machine and domain; of several the best by silhouette."},
+    )
     num_classes: int | None = field(
         default=None, metadata={"help": "Stop unless there are so many proxy classes."}
     )
@@ -155,6 +167,13 @@ class TrainArguments(TrainingOptions):
     threshold_quantile: float = field(
         default=0.9, metadata={"help": "Share of normal clips below a threshold."}
     )
+    validation_share: float = field(
+        default=0.0,
+        metadata={"help": "Of each class's references, those that only select weights."},
+    )
+    deterministic: bool = field(
+        default=False, metadata={"help": "Refuse what a GPU does not do twice in the same way."}
+    )
     activation_checkpointing: bool = field(
         default=False, metadata={"help": "Trade time for memory in training."}
     )
@@ -177,11 +196,13 @@ def main() -> None:
     """Read clips, train, fill the reference bank, write the run folder."""
     logging.basicConfig(format="%(message)s", level=logging.INFO)
     args = parse_arguments(TrainArguments)
+    check_training(args)
+    check_channels(args)
     check_lora(args)
     check_guard(args)
     check_rule(args.threshold, args.threshold_quantile)  # before training, not after it
     accelerator = build_accelerator(args)
-    set_seed(args.seed)
+    seed_all(args)
     clips = load_clips(args, accelerator)
     rows = known(clips)
     machines, domains = [row["machine"] for row in rows], [row["domain"] for row in rows]
@@ -200,6 +221,10 @@ def main() -> None:
         args, encoder, references, reference_rows, feature_extractor, strengths, accelerator
     )
     model = build_model(args, encoder, labels)
+    validation_share = 0.0 if args.no_training else args.validation_share
+    judging = validation_rows(
+        labels.labels[: len(references)], share=validation_share, seed=args.seed
+    )
     adapter = None
     if not args.no_training:
         model, adapter = fine_tune(
@@ -207,6 +232,7 @@ def main() -> None:
             references,
             reference_rows,
             labels,
+            judging,
             feature_extractor,
             strengths,
             args,
@@ -251,6 +277,7 @@ def main() -> None:
                 "guard": {name: decision._asdict() for name, decision in guard.items()} or None,
                 "num_classes": labels.num_classes,
                 "num_references": len(references),
+                "num_validation": int(judging.sum()),
                 "num_calibration": len(calibration),
                 "num_parameters": sum(p.numel() for p in model.parameters()),
             },
@@ -259,6 +286,19 @@ def main() -> None:
         )
         print(f"{args.output_dir}: {len(bank.machines)} machines, {len(references)} references")  # noqa: T201 - the script's answer
     accelerator.end_training()
+
+
+def check_channels(args: TrainArguments) -> None:
+    """Raise ValueError where training cannot hear the channels asked for."""
+    check_names("train_channels", args.train_channels, TRAIN_CHANNELS)
+    if not args.train_channels or len(set(args.train_channels)) < len(args.train_channels):
+        raise ValueError(f"train_channels={args.train_channels} must name channels, each once.")
+    if "far" in args.train_channels and (args.front_end != "near" or args.channels != ["near"]):
+        raise ValueError(
+            f"train_channels={args.train_channels} lets far be heard in place of near, which "
+            f"front_end={args.front_end!r} and channels={args.channels} do not allow. Take "
+            "front_end='near' and channels=['near'], or train on near."
+        )
 
 
 def check_lora(args: TrainArguments) -> None:
@@ -286,6 +326,14 @@ def check_guard(args: TrainArguments) -> None:
             f"guard={args.guard!r} judges a front end, but front_end='near' changes nothing. "
             "Choose a front end that uses far, or leave the guard out."
         )
+
+
+def seed_all(args: TrainArguments) -> None:
+    """Seed what draws at random, and make the rest repeatable if asked for."""
+    if args.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else cuBLAS is refused
+        torch.backends.cudnn.benchmark = False
+    set_seed(args.seed, deterministic=args.deterministic)
 
 
 def build_accelerator(args: TrainArguments) -> Accelerator:
@@ -383,7 +431,8 @@ def make_labels(
     accelerator: Accelerator,
 ) -> ProxyLabels:
     """Return the proxy classes, with clusters of frozen embeddings where they are asked for."""
-    labels = ProxyLabels.from_clips(rows, parts=args.label_parts)
+    items = [row | {"channel": channel} for channel in args.train_channels for row in rows]
+    labels = ProxyLabels.from_clips(items, parts=args.label_parts)
     single = labels.num_classes < 2
     if not args.no_training and single and args.pseudo_labels == "never":
         raise ValueError(
@@ -392,6 +441,12 @@ def make_labels(
             "encoder as it is with --no_training."
         )
     wanted = single if args.pseudo_labels == "single_class" else args.pseudo_labels != "never"
+    if args.pseudo_label_epochs is not None and not wanted:
+        raise ValueError(
+            f"pseudo_label_epochs={args.pseudo_label_epochs} renews pseudo labels, but with "
+            f"pseudo_labels={args.pseudo_labels!r} there are none. Leave it out, or take "
+            "missing_attributes."
+        )
     if wanted and not args.no_training:
         frozen = AsdModel(untrained(asd_config(args, encoder, labels)))
         frozen.load_encoder(encoder)
@@ -405,7 +460,8 @@ def make_labels(
             description="pseudo labels",
         )
         pseudo = pseudo_attributes(table, num_clusters=args.num_pseudo_labels, seed=args.seed)
-        labels = ProxyLabels.from_clips(rows, parts=args.label_parts, pseudo_attributes=pseudo)
+        pseudo *= len(args.train_channels)
+        labels = ProxyLabels.from_clips(items, parts=args.label_parts, pseudo_attributes=pseudo)
         logger.info("Pseudo labels: %d proxy classes.", labels.num_classes)
     if args.num_classes is not None and labels.num_classes != args.num_classes:
         raise ValueError(
@@ -495,6 +551,7 @@ def fine_tune(
     references: Any,  # noqa: ANN401 - a Dataset
     rows: Sequence[dict[str, Any]],
     labels: ProxyLabels,
+    judging: NDArray[np.bool_],
     feature_extractor: AsdFeatureExtractor,
     strengths: Mapping[str, float],
     args: TrainArguments,
@@ -502,7 +559,8 @@ def fine_tune(
 ) -> "tuple[AsdForProxyClassification, PeftModel | None]":
     """Train from the state asked for; return the trained model and, with LoRA, its adapter.
 
-    The model's weights then hold what the adapter adds.
+    The clips of `judging` do not train, but may choose which weights to end with. The model's
+    weights then hold what the adapter adds.
     """
     resume_from = None
     if args.resume_from_checkpoint is not None:
@@ -515,14 +573,37 @@ def fine_tune(
             )
     if model.domain_adversary is not None:
         domains = [row["domain"] for row in rows]
-        model.domain_adversary.balance([domains.count(domain) for domain in DOMAINS])
-    training_clips = LabelledClips(decoded(references), labels.labels)
-    logger.info("%d training clips in %d classes.", len(training_clips), labels.num_classes)
+        counts = [float(domains.count(domain)) for domain in DOMAINS]
+        if args.target_share is not None and min(counts):  # what is drawn counts, not what is there
+            counts = [sum(counts) * (1 - args.target_share), sum(counts) * args.target_share]
+        model.domain_adversary.balance(counts)
+    clips = LabelledClips(decoded(references), labels.labels, rows, channels=args.train_channels)
+    training_clips, validation = clips.take(~judging), clips.take(judging)
+    logger.info(
+        "%d training and %d validation clips in %d classes.",
+        len(training_clips),
+        len(validation),
+        labels.num_classes,
+    )
     network = model if args.lora_rank is None else with_lora(model, args)
     if args.activation_checkpointing:  # PEFT would look for token embeddings, were it on before
         model.activation_checkpointing_enable()
     trained = model.num_parameters(only_trainable=True)
     logger.info("%d of %d parameters train.", trained, model.num_parameters())
+
+    def relabel(labels: Any) -> Any:  # noqa: ANN401 - arrays of int64
+        table = extract_embeddings(
+            model.asd,
+            decoded(references),
+            feature_extractor,
+            batch_size=args.extraction_batch_size,
+            accelerator=accelerator,
+            front_end_strength=strengths,
+            num_workers=args.dataloader_num_workers,
+            description="pseudo labels",
+        )
+        return renewed_labels(table, labels, seed=args.seed)
+
     train(
         network,
         training_clips,
@@ -531,7 +612,8 @@ def fine_tune(
         accelerator,
         state_dir=args.state_dir,
         front_end_strength=strengths,
-        data_digest=training_clips.digest(rows),
+        validation=validation if len(validation) else None,
+        relabel=relabel if args.pseudo_label_epochs else None,
         resume_from=resume_from,
     )
     accelerator.free_memory()

@@ -99,11 +99,12 @@ class Adversary(nn.Module):
         return self.weight * (self.class_weights.float()[labels] * losses).mean()
 
     @torch.no_grad()
-    def balance(self, counts: Sequence[int]) -> None:
+    def balance(self, counts: Sequence[float]) -> None:
         """Let both classes count alike over all training clips: w_c = N / (2 N_c).
 
         Args:
-            counts: Training clips of class 0 and 1; those of unknown class in neither.
+            counts: Training clips of class 0 and 1, as often as each is drawn; those of unknown
+                class in neither.
 
         Raises:
             ValueError: There is none of a class.

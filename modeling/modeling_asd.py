@@ -21,6 +21,7 @@ from .modeling_eat import EatModel
 from .modeling_fisher import FisherModel
 from .pooling import POOLINGS, Pooling
 from .reference_bank import ReferenceBank
+from .spec_augment import mask_spectrogram
 
 if TYPE_CHECKING:
     # save_pretrained looks for lines of this form: it is why a checkpoint carries its pipeline.
@@ -281,6 +282,7 @@ class AsdModel(AsdPreTrainedModel):
         attention_mask: Tensor | None = None,
         front_end_strength: Tensor | None = None,
         has_far: Tensor | None = None,
+        spectrogram_masks: Tensor | None = None,
     ) -> AsdModelOutput:
         """Return the embeddings of a batch of clips.
 
@@ -293,6 +295,8 @@ class AsdModel(AsdPreTrainedModel):
                 each clip; at 0 the encoder hears near. None = 1.
             has_far: (batch,) bool, as AsdFeatureExtractor returns it. Only read where the far
                 channel is encoded: silence in place of a missing microphone is refused.
+            spectrogram_masks: (batch, 4), as `mask_spectrogram` takes them; for training. The same
+                of every channel that is encoded.
 
         Raises:
             ValueError: The far channel is to be encoded and missing, shapes differ, or a clip is
@@ -305,7 +309,9 @@ class AsdModel(AsdPreTrainedModel):
         if "far" in names:
             check_far(far_values, has_far)
         waveforms = self.waveforms(near_values, far_values, attention_mask, front_end_strength)
-        heard = {name: self.encode(waveforms[name], attention_mask) for name in names}
+        heard = {
+            name: self.encode(waveforms[name], attention_mask, spectrogram_masks) for name in names
+        }
         pooled = self.pool(heard, self.pooling)
         if self.config.join_bands:
             pooled = pooled.flatten(2)[:, :, None]  # (B, views, 1, bands * D)
@@ -347,17 +353,24 @@ class AsdModel(AsdPreTrainedModel):
         return {"near": processed, "unprocessed": near, "far": far}
 
     def encode(
-        self, waveform: Tensor, attention_mask: Tensor
+        self, waveform: Tensor, attention_mask: Tensor, spectrogram_masks: Tensor | None = None
     ) -> list[tuple[Tensor, Tensor, tuple[int, int], Tensor]]:
         """Return what `Pooling.forward` takes, for each scored layer of one channel."""
         deepest = max(self.layers)  # no encoder has a norm or anything else behind its last layer
+        patch_mask = self.encoder.patch_mask(attention_mask)  # (B, patches)
+        grid = self.encoder.patch_grid(waveform.shape[1])
+        inputs = {"input_values": waveform}
+        if spectrogram_masks is not None:
+            features = self.encoder.spectrogram(waveform, attention_mask)
+            patch_size: Any = self.encoder.config.patch_size
+            num_frames = patch_size * patch_mask.sum(dim=1) // grid[1]
+            masked = mask_spectrogram(features, num_frames, spectrogram_masks)
+            inputs = {"input_features": masked}
         output = self.encoder(
-            waveform,
+            **inputs,
             attention_mask=attention_mask,
             output_hidden_states=any(layer != deepest for layer in self.layers),
         )
-        patch_mask = self.encoder.patch_mask(attention_mask)  # (B, patches)
-        grid = self.encoder.patch_grid(waveform.shape[1])
         heard = []
         for layer in self.layers:
             last = layer == deepest
@@ -469,6 +482,7 @@ class AsdForProxyClassification(AsdPreTrainedModel):
         labels: Tensor | None = None,
         domain_labels: Tensor | None = None,
         has_far: Tensor | None = None,
+        spectrogram_masks: Tensor | None = None,
     ) -> AsdOutput:
         """Return loss, logits and embeddings of a batch of clips.
 
@@ -481,11 +495,19 @@ class AsdForProxyClassification(AsdPreTrainedModel):
             domain_labels: (batch,) int64, 0 = source, 1 = target, -1 = unknown. Only a domain
                 adversary reads them; it needs them beside labels.
             has_far: (batch,) bool or None, as `AsdModel`'s.
+            spectrogram_masks: (batch, 4) or None, as `AsdModel`'s.
 
         Raises:
             ValueError: Labels do not fit, or an adversary's are missing; or as `AsdModel`.
         """
-        output = self.asd(near_values, far_values, attention_mask, front_end_strength, has_far)
+        output = self.asd(
+            near_values,
+            far_values,
+            attention_mask,
+            front_end_strength,
+            has_far,
+            spectrogram_masks,
+        )
         projected = output.projected_embedding
         logits, loss = self.head(projected.mean(dim=(1, 2)), labels)
         if loss is not None:

@@ -301,11 +301,16 @@ class BeatsModel(BeatsPreTrainedModel):
             hidden_states = layer(hidden_states, patch_mask, position_bias, **kwargs)
         return BaseModelOutput(last_hidden_state=hidden_states)
 
-    def spectrogram(self, input_values: Tensor) -> Tensor:
+    def spectrogram(
+        self,
+        input_values: Tensor,
+        attention_mask: Tensor | None = None,  # noqa: ARG002  as the other encoders take it
+    ) -> Tensor:
         """Return the normalised log-mel spectrogram, (batch, frames, mel bins) float32.
 
         Args:
             input_values: (batch, num_samples) in [-1, 1] at `config.sampling_rate`.
+            attention_mask: Of no account here: no frame depends on where the padding begins.
         """
         check_waveform(input_values)
         check_num_samples(

@@ -191,7 +191,7 @@ def extract_embeddings(
     vectors = np.empty((0, 0, 0, 0), dtype=np.float32)
     model.to(device)
     with (
-        _evaluation_mode(model),
+        evaluation_mode(model),
         tqdm(total=total, desc=description, unit="clip", disable=rank > 0) as bar,
     ):
         for known, inputs in loader:
@@ -229,7 +229,7 @@ def extract_embeddings(
 
 
 @contextmanager
-def _evaluation_mode(model: nn.Module) -> Iterator[None]:
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Put a model into evaluation mode, and every part of it back afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()

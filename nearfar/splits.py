@@ -1,7 +1,8 @@
-"""Which normal clips train and fill the bank, and which are kept back to calibrate it."""
+"""Which normal clips train, fill the bank, select weights, or are kept back to calibrate it."""
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,15 +36,46 @@ def held_out_rows(
             )
     if not 0 <= share < 1:
         raise ValueError(f"held_out_share={share} must be in [0, 1): the rest fills the bank.")
+    groups = [f"{machine}|{domain}" for machine, domain in zip(machines, domains, strict=True)]
+    return _share_of_each(np.array(groups), share, seed)
+
+
+def validation_rows(labels: NDArray[np.int64], *, share: float, seed: int) -> NDArray[np.bool_]:
+    """Choose the clips by which weights are selected: they do not train, but may sit in the bank.
+
+    A share of every proxy class, at least one clip where it has four or more, and never all; a
+    smaller class gives none, so that no class is left untrained.
+
+    Args:
+        labels: (N,) proxy classes of the clips that are not held out.
+        share: Of each class, in [0, 1).
+        seed: Of the choice.
+
+    Returns:
+        (N,) True where chosen.
+
+    Raises:
+        ValueError: The share is out of range, or no class is large enough to give a clip.
+    """
+    if not 0 <= share < 1:
+        raise ValueError(f"validation_share={share} must be in [0, 1): the rest trains.")
+    chosen = _share_of_each(labels, share, seed)
+    if share > 0 and not chosen.any():
+        raise ValueError(
+            f"validation_share={share}, but no proxy class has the 4 clips that it takes to spare "
+            "one. Add clips, or merge classes with label_parts."
+        )
+    return chosen
+
+
+def _share_of_each(groups: NDArray[Any], share: float, seed: int) -> NDArray[np.bool_]:
+    """Choose a share of each group of four or more, at least one and never all, (N,)."""
     rng = np.random.default_rng(seed)
-    held_out = np.zeros(len(machines), dtype=bool)
-    groups = np.array(
-        [f"{machine}|{domain}" for machine, domain in zip(machines, domains, strict=True)]
-    )
+    chosen = np.zeros(len(groups), dtype=bool)
     for group in np.unique(groups):
         rows = np.flatnonzero(groups == group)
         count = 0
         if share > 0 and len(rows) >= 4:
             count = min(max(1, round(share * len(rows))), len(rows) - 1)
-        held_out[rng.choice(rows, count, replace=False)] = True
-    return held_out
+        chosen[rng.choice(rows, count, replace=False)] = True
+    return chosen

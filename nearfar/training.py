@@ -1,163 +1,37 @@
 """The training loop: batches in, a fine-tuned model out; interruptible and resumed exactly."""
 
-import hashlib
-import json
 import logging
 import math
-import shutil
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.tracking import GeneralTracker, on_main_process
+from accelerate.utils import broadcast_object_list
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
-from transformers import get_scheduler
 
-from nearfar.augmentation import clip_uniform, crop, mix_far
-from nearfar.embeddings import model_inputs
-from nearfar.schema import domain_label
+from nearfar.checkpoints import Progress, latest_checkpoint, save_checkpoint
+from nearfar.schedules import build_schedule
+from nearfar.selection import Selection, validate
+from nearfar.training_batches import augmented
+from nearfar.training_clips import BalancedSampler, Collator, DrawnClips, LabelledClips
+from nearfar.training_options import TrainingOptions, check_training
+from nearfar.weight_averaging import WeightAverage
 
 logger = logging.getLogger(__name__)
-
-CHECKPOINT_PREFIX = "step_"
 
 
 class TrainingInterruptedError(KeyboardInterrupt):
     """Training was interrupted; its state is saved and it can go on from there."""
-
-
-@dataclass(kw_only=True)
-class TrainingOptions:
-    """How a model is trained."""
-
-    num_train_epochs: int = field(default=10, metadata={"help": "Passes over the training clips."})
-    max_steps: int | None = field(
-        default=None, metadata={"help": "Optimiser updates; overrides num_train_epochs."}
-    )
-    train_batch_size: int = field(
-        default=16, metadata={"help": "Clips per batch, all processes together."}
-    )
-    gradient_accumulation_steps: int = field(default=1, metadata={"help": "Batches per update."})
-    learning_rate: float = field(default=1e-4, metadata={"help": "Peak learning rate of AdamW."})
-    weight_decay: float = field(default=0.01, metadata={"help": "Of AdamW."})
-    lr_scheduler_type: str = field(
-        default="cosine", metadata={"help": "A schedule of transformers, e.g. linear or cosine."}
-    )
-    warmup_steps: int = field(default=0, metadata={"help": "Updates with a rising rate."})
-    max_grad_norm: float = field(default=1.0, metadata={"help": "Gradients are clipped to it."})
-    far_mixing: float = field(
-        default=0.0,
-        metadata={"help": "Training hears near + a * far with a from U(0, this); 0 is off."},
-    )
-    crop_seconds: float | None = field(
-        default=None,
-        metadata={"help": "Training hears a random piece of each clip; None hears all of it."},
-    )
-    save_steps: int = field(
-        default=200, metadata={"help": "Updates between two saved states; the last one is kept."}
-    )
-    logging_steps: int = field(default=10, metadata={"help": "Updates between two log lines."})
-    dataloader_num_workers: int = field(
-        default=0, metadata={"help": "Processes that decode clips ahead of training."}
-    )
-    seed: int = field(default=0, metadata={"help": "Of everything drawn at random."})
-
-
-@dataclass
-class Progress:
-    """Where training stands; saved and restored with the optimiser.
-
-    Attributes:
-        epoch: Passes begun, counted from 0.
-        batch: Batches of this epoch already used.
-        step: Optimiser updates done.
-        data_digest: Of the clips and their labels, to notice another data set on resume.
-    """
-
-    epoch: int = 0
-    batch: int = 0
-    step: int = 0
-    data_digest: str = ""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return all fields."""
-        return dict(vars(self))
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore all fields.
-
-        Raises:
-            ValueError: The state belongs to other training clips.
-        """
-        if state["data_digest"] != self.data_digest:
-            raise ValueError(
-                "The training clips or their classes differ from those that the saved state was "
-                "trained on. Give the same data_dir, seed and labels, or train anew without "
-                "--resume_from_checkpoint."
-            )
-        vars(self).update(state)
-
-
-class JsonLinesTracker(GeneralTracker):  # type: ignore[misc] # accelerate has no type information
-    """Logs to `log.jsonl`, one JSON object per line; needs nothing installed."""
-
-    name = "jsonl"
-    requires_logging_directory = True
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__()
-        self.path = folder / "log.jsonl"
-
-    @property
-    def tracker(self) -> Path:
-        """The file."""
-        return self.path
-
-    @on_main_process  # type: ignore[untyped-decorator] # as above
-    def store_init_configuration(self, values: dict[str, Any]) -> None:
-        """Begin the file, or go on with it, with the run's configuration."""
-        self._write({"config": values})
-
-    @on_main_process  # type: ignore[untyped-decorator] # as above
-    def log(self, values: dict[str, Any], step: int | None = None, **_: object) -> None:
-        """Append values of an optimiser update."""
-        self._write({"step": step, **values})
-
-    def _write(self, values: dict[str, Any]) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(values, default=str) + "\n")
-
-
-class LabelledClips(Dataset[dict[str, Any]]):
-    """Decoded training clips, each with its index and its proxy class."""
-
-    def __init__(self, clips: Sequence[dict[str, Any]], labels: NDArray[Any]) -> None:
-        self.clips = clips
-        self.labels = labels
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return self.clips[index] | {"index": index, "label": int(self.labels[index])}
-
-    def digest(self, rows: Sequence[Mapping[str, Any]]) -> str:
-        """Return a digest of which clips there are, from their undecoded rows, and their labels."""
-        text = json.dumps(
-            [(r["machine"], r["file_name"], int(y)) for r, y in zip(rows, self.labels, strict=True)]
-        )
-        return hashlib.sha256(text.encode()).hexdigest()
 
 
 def train(
@@ -169,16 +43,20 @@ def train(
     *,
     state_dir: Path,
     front_end_strength: Mapping[str, float] | None = None,
-    data_digest: str = "",
+    validation: LabelledClips | None = None,
+    relabel: Callable[[NDArray[np.int64]], NDArray[np.int64]] | None = None,
     resume_from: Path | None = None,
 ) -> dict[str, float]:
     """Train a model in place and return its last logged values.
 
+    The model ends with its last weights, with their moving average where `ema_decay` asks for one,
+    or with the mean of the best ones where `keep_best` does, which are averages in turn.
+
     A run that was interrupted and resumed ends with the parameters of one that was not: batches,
-    augmentation, optimiser, schedule and random states continue where they stood. Two processes end
-    with the parameters of one, within rounding, as long as nothing looks across the batch: the loss
-    is a mean over clips, and each process takes its share of the same batch. Batch normalisation
-    uses its own process's share.
+    augmentation, optimiser, schedule, averages, pseudo labels and random states continue where they
+    stood. Two processes end with the parameters of one, within rounding, as long as nothing looks
+    across the batch: the loss is a mean over clips, and each process takes its share of the same
+    batch. Batch normalisation uses its own process's share.
 
     Args:
         model: Called like `AsdForProxyClassification`; its `set_progress`, if it has one, is told
@@ -189,41 +67,22 @@ def train(
         accelerator: With `split_batches` and a seedable sampler.
         state_dir: Where states are saved, `step_<update>` each.
         front_end_strength: The guard's decision per machine, in [0, 1]; a machine left out has 1.
-        data_digest: Of the clips, kept with the state and compared on resume.
+        validation: Normal clips that do not train, to choose weights by; it shares its labels with
+            `clips`, as `LabelledClips.take` does.
+        relabel: Labels -> new ones of the same classes, by the model as it is; called every
+            `pseudo_label_epochs` epochs.
         resume_from: A saved state.
 
     Raises:
         TrainingInterruptedError: Ctrl-C or a termination signal; the state is saved.
-        FloatingPointError: The loss is not finite; the last saved state is kept.
+        FloatingPointError: The loss or its gradient is not finite; the last saved state is kept.
+        ValueError: Options make no sense, or the saved state is of another training.
     """
-    batch_size = min(options.train_batch_size, len(clips))
-    if batch_size % accelerator.num_processes:
-        raise ValueError(
-            f"A batch of {batch_size} clips cannot be shared by {accelerator.num_processes} "
-            "processes. Make train_batch_size a multiple of their number."
-        )
-
-    def collate(rows: list[dict[str, Any]]) -> dict[str, Tensor]:
-        batch = model_inputs(rows, feature_extractor)
-        batch["labels"] = torch.tensor([row["label"] for row in rows])
-        batch["domain_labels"] = torch.tensor([domain_label(row["domain"]) for row in rows])
-        batch["index"] = torch.tensor([row["index"] for row in rows])
-        if front_end_strength:
-            batch["front_end_strength"] = torch.tensor(
-                [front_end_strength.get(row["machine"], 1.0) for row in rows]
-            )
-        return batch
-
-    loader = DataLoader(
-        clips,
-        batch_size=batch_size,
-        shuffle=True,
-        drop_last=True,
-        collate_fn=collate,
-        num_workers=options.dataloader_num_workers,
-        # Each pass draws a number; from torch's own generator, a resumed pass would shift dropout.
-        generator=torch.Generator(),
-    )
+    check_training(options)
+    check_parts(options, validation, relabel)
+    collate = Collator(feature_extractor, front_end_strength)
+    drawn = DrawnClips(clips, options)
+    loader = training_loader(drawn, collate, options, accelerator)
     optimizer = torch.optim.AdamW(
         [parameter for parameter in model.parameters() if parameter.requires_grad],
         lr=options.learning_rate,
@@ -231,23 +90,48 @@ def train(
     )
     updates_per_epoch = math.ceil(len(loader) / options.gradient_accumulation_steps)
     total = options.max_steps or options.num_train_epochs * updates_per_epoch
-    schedule = get_scheduler(
-        options.lr_scheduler_type,
-        optimizer,
-        num_warmup_steps=options.warmup_steps,
-        num_training_steps=total,
+    schedule = build_schedule(
+        optimizer, options, num_updates=total, updates_per_epoch=updates_per_epoch
     )
     plain_model: Any = model  # as AsdForProxyClassification, which nearfar must not import
     model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
-    progress = Progress(data_digest=data_digest)
-    accelerator.register_for_checkpointing(progress, schedule)
+    progress = Progress(data_digest=clips.digest())
+    average = WeightAverage(plain_model, decay=options.ema_decay)
+    selection = Selection(
+        metric=options.selection_metric,
+        keep_best=options.keep_best,
+        patience=options.early_stopping_patience,
+    )
+    accelerator.register_for_checkpointing(progress, schedule, clips, average, selection)
     if resume_from is not None:
         accelerator.load_state(str(resume_from))
         logger.info("Going on from %s, update %d of %d.", resume_from, progress.step, total)
 
+    def judge() -> dict[str, float]:
+        assert validation is not None  # `keeper` asks only then
+        with average.applied():
+            values = validate(
+                plain_model,
+                validation,
+                collate,
+                accelerator,
+                batch_size=max(1, options.train_batch_size // accelerator.num_processes),
+                num_workers=options.dataloader_num_workers,
+            )
+            selection.note(plain_model, progress.step, values)
+        return values
+
+    keeper = _Keeper(
+        accelerator=accelerator,
+        state_dir=state_dir,
+        progress=progress,
+        total=total,
+        log_every=options.logging_steps,
+        save_every=options.save_steps,
+        judge_every=(options.eval_steps or updates_per_epoch) if validation else None,
+        judge=judge,
+    )
     model.train()
-    values: dict[str, float] = {}
-    running: list[Tensor] = []
     with (
         _termination_flag() as interrupted,
         tqdm(
@@ -258,7 +142,12 @@ def train(
             disable=not accelerator.is_main_process,
         ) as bar,
     ):
-        while progress.step < total:
+        while progress.step < total and not selection.is_exhausted:
+            if relabel is not None and _is_relabelled(options, progress):
+                with average.applied():
+                    found = relabel(clips.labels)
+                clips.labels[:] = broadcast_object_list([found])[0]  # to all, what the first found
+            drawn.epoch = progress.epoch
             loader.set_epoch(progress.epoch)
             batches = (
                 accelerator.skip_first_batches(loader, progress.batch) if progress.batch else loader
@@ -268,118 +157,189 @@ def train(
                     plain_model.set_progress(progress.step / total)
                 with accelerator.accumulate(model):
                     loss = model(**augmented(plain_model, batch, options, progress.epoch)).loss
-                    running.append(loss.detach())
+                    keeper.record.add_loss(loss, progress)
                     accelerator.backward(loss)
                     if accelerator.sync_gradients:
-                        accelerator.clip_grad_norm_(model.parameters(), options.max_grad_norm)
+                        norm = accelerator.clip_grad_norm_(
+                            model.parameters(), options.max_grad_norm
+                        )
                     optimizer.step()
                     optimizer.zero_grad()
                 progress.batch += 1
                 if not accelerator.sync_gradients:
                     continue
+                if not accelerator.optimizer_step_was_skipped:  # float16 tries a smaller scale
+                    keeper.record.add_gradient(norm, progress)
+                learning_rate = float(schedule.get_last_lr()[0])
                 schedule.step()
+                average.update()
                 progress.step += 1
-                bar.update()
                 stop = _any_process(accelerator, stopped=bool(interrupted))
-                save = stop or progress.step % options.save_steps == 0 or progress.step == total
-                if save or progress.step % options.logging_steps == 0:
-                    mean = accelerator.reduce(torch.stack(running).mean(), "mean").item()
-                    running.clear()
-                    if not math.isfinite(mean):
-                        raise FloatingPointError(
-                            f"The loss became {mean} before update {progress.step}. The last good "
-                            f"state is {latest_checkpoint(state_dir)}; resume from it with a lower "
-                            "learning_rate."
-                        )
-                    rate = schedule.get_last_lr()[0]
-                    values = {"loss": mean, "learning_rate": rate, "epoch": progress.epoch}
-                    bar.set_postfix(loss=f"{mean:.3f}")
-                    accelerator.log(values, step=progress.step)
-                if save:  # the loss is known to be finite
-                    save_checkpoint(accelerator, state_dir, progress.step)
+                keeper.after_update(learning_rate, stop=stop)
+                bar.update()
+                bar.set_postfix(keeper.shown)
                 if stop:
                     raise TrainingInterruptedError(
                         f"Interrupted after update {progress.step} of {total}; everything is "
                         "saved. Go on with the same command and --resume_from_checkpoint latest"
                     )
-                if progress.step >= total:
+                if progress.step == total or selection.is_exhausted:
                     break
             else:
                 progress.epoch, progress.batch = progress.epoch + 1, 0
-    return values
+    if selection.is_exhausted:
+        save_checkpoint(accelerator, state_dir, progress.step)
+        logger.info("Stopped after update %d: no new best for a while.", progress.step)
+    if selection.kept:
+        logger.info("Taking the weights after updates %s.", sorted(selection.steps))
+        selection.apply(plain_model)
+    else:
+        average.apply()
+    return keeper.values
 
 
-def save_checkpoint(accelerator: Accelerator, state_dir: Path, step: int) -> None:
-    """Save the training state as `step_<step>` in place of the one before, whole or not at all."""
-    folder = state_dir / f"{CHECKPOINT_PREFIX}{step:06d}"
-    partial = state_dir / f".{folder.name}.partial"
-    if accelerator.is_main_process:
-        shutil.rmtree(partial, ignore_errors=True)
-        state_dir.mkdir(parents=True, exist_ok=True)
-    accelerator.wait_for_everyone()
-    accelerator.save_state(str(partial))
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
-        for older in state_dir.glob(f"{CHECKPOINT_PREFIX}*"):
-            if older != folder:
-                shutil.rmtree(older)
-    accelerator.wait_for_everyone()
-
-
-def latest_checkpoint(state_dir: Path) -> Path | None:
-    """Return the newest saved state, or None."""
-    return max(state_dir.glob(f"{CHECKPOINT_PREFIX}*"), default=None)
-
-
-def augmented(
-    model: nn.Module, batch: dict[str, Tensor], options: TrainingOptions, epoch: int
-) -> dict[str, Tensor]:
-    """Return a batch as training hears it: far mixed into near, then a piece of each clip.
-
-    The front end runs on the whole clip, before the crop. What is drawn depends on seed, epoch and
-    clip alone.
-
-    Args:
-        model: An `AsdForProxyClassification`.
-        batch: Its inputs, and `index` (batch,) of the clips.
-        options: Its `far_mixing`, `crop_seconds` and `seed` are read.
-        epoch: Counted from 0.
-    """
-    batch = dict(batch)
-    index = batch.pop("index")
-    draw = partial(clip_uniform, index, seed=options.seed, epoch=epoch)
-    if options.far_mixing:
-        gain = draw(low=0.0, high=options.far_mixing)
-        batch["near_values"] = mix_far(batch["near_values"], batch["far_values"], gain)
-    if options.crop_seconds is None:
-        return batch
-    config: Any = model.config
-    asd: Any = model.asd
-    lengths = batch["attention_mask"].sum(dim=1)
-    num_samples = min(int(options.crop_seconds * config.sampling_rate), int(lengths.max()))
-    if config.front_end != "near":
-        if list(config.channels) != ["near"]:
+def check_parts(
+    options: TrainingOptions,
+    validation: LabelledClips | None,
+    relabel: Callable[[NDArray[np.int64]], NDArray[np.int64]] | None,
+) -> None:
+    """Raise ValueError where options need what was not given."""
+    if validation is None:
+        needing = ("eval_steps", "keep_best", "early_stopping_patience")
+        if given := [name for name in needing if getattr(options, name)]:
             raise ValueError(
-                f"crop_seconds cannot follow front_end={config.front_end!r} where channels="
-                f"{list(config.channels)} are heard. Train on whole clips: --crop_seconds none."
+                f"{given} came without validation clips. Keep some back with validation_share, or "
+                "leave them out."
             )
-        with torch.no_grad():
-            heard = asd.waveforms(
-                batch["near_values"],
-                batch["far_values"],
-                batch["attention_mask"],
-                batch.pop("front_end_strength", None),
-            )
-        batch["near_values"] = heard["near"]
-        batch["far_values"] = torch.zeros_like(heard["near"])  # the front end is done
-    latest = (lengths - num_samples).clamp_min(0)
-    start = (draw(low=0.0, high=1.0, stream=1).to(latest.device) * (latest + 1)).long()
-    start = start.minimum(latest)
-    for name in ("near_values", "far_values", "attention_mask"):
-        batch[name] = crop(batch[name], start, num_samples)
-    return batch
+    if (relabel is None) != (options.pseudo_label_epochs is None):
+        raise ValueError(
+            f"pseudo_label_epochs={options.pseudo_label_epochs}, but there are "
+            f"{'no' if relabel is None else 'some'} pseudo labels to renew."
+        )
+
+
+def training_loader(
+    drawn: DrawnClips, collate: Collator, options: TrainingOptions, accelerator: Accelerator
+) -> Any:  # noqa: ANN401 - accelerate makes another class of it
+    """Return batches of an epoch's draws in random order; what does not fill a batch is left out.
+
+    Raises:
+        ValueError: The processes cannot share a batch.
+    """
+    batch_size = min(options.train_batch_size, len(drawn))
+    if batch_size % accelerator.num_processes:
+        raise ValueError(
+            f"A batch of {batch_size} clips cannot be shared by {accelerator.num_processes} "
+            "processes. Make train_batch_size a multiple of their number."
+        )
+    sampler = None
+    if options.target_share is not None:
+        sampler = BalancedSampler(
+            drawn.clips.domain_groups(), target_share=options.target_share, seed=options.seed
+        )
+    return DataLoader(
+        drawn,
+        batch_size=batch_size,
+        shuffle=sampler is None,
+        sampler=sampler,
+        drop_last=True,
+        collate_fn=collate,
+        num_workers=options.dataloader_num_workers,
+        # Each pass draws a number; from torch's own generator, a resumed pass would shift dropout.
+        generator=torch.Generator(),
+    )
+
+
+@dataclass
+class LossRecord:
+    """Losses and gradient norms since the last look at them, each with where it was had.
+
+    To look costs the device a stop, so it is done now and then, and before weights are saved.
+    """
+
+    losses: list[tuple[Tensor, int, str]] = field(default_factory=list)  # of batches
+    norms: list[tuple[Tensor, int, str]] = field(default_factory=list)  # of updates, unclipped
+
+    def add_loss(self, loss: Tensor, progress: Progress) -> None:
+        """Add a batch's loss."""
+        place = f"(epoch {progress.epoch}, batch {progress.batch})"
+        self.losses.append((loss.detach(), progress.step + 1, place))
+
+    def add_gradient(self, norm: Tensor, progress: Progress) -> None:
+        """Add the norm of an update's gradient."""
+        self.norms.append((norm.detach(), progress.step + 1, f"(epoch {progress.epoch})"))
+
+    def take(self, accelerator: Accelerator, state_dir: Path) -> dict[str, float]:
+        """Return the mean loss and gradient norm, and begin anew.
+
+        Raises:
+            FloatingPointError: One of them is not finite; the message says which was so first.
+        """
+        means, wrong = {}, []
+        records = (("loss", "loss", self.losses), ("gradient", "grad_norm", self.norms))
+        for name, key, record in records:
+            if not record:  # no gradient was used
+                continue
+            values = accelerator.reduce(torch.stack([v for v, _, _ in record]), "mean").tolist()
+            means[key] = sum(values) / len(values)
+            for value, (_, update, place) in zip(values, record, strict=True):
+                if not math.isfinite(value):
+                    wrong.append((update, f"The {name} became {value} in update {update} {place}."))
+        if wrong:
+            latest = latest_checkpoint(state_dir)
+            saved = f"The last good state is {latest}; resume from it" if latest else "Train anew"
+            first = min(wrong, key=lambda found: found[0])[1]  # of one update, the loss
+            raise FloatingPointError(f"{first} {saved} with a lower learning_rate.")
+        self.losses, self.norms = [], []
+        return means
+
+
+@dataclass
+class _Keeper:
+    """What follows an update: figures, validations, saved states.
+
+    Attributes:
+        judge_every: Updates between two validations; None: there are none.
+        judge: Validates, and takes note of the weights.
+        values: Last logged ones.
+        shown: What the progress bar says.
+    """
+
+    accelerator: Accelerator
+    state_dir: Path
+    progress: Progress
+    total: int
+    log_every: int
+    save_every: int
+    judge_every: int | None
+    judge: Callable[[], dict[str, float]]
+    record: LossRecord = field(default_factory=LossRecord)
+    values: dict[str, float] = field(default_factory=dict)
+    shown: dict[str, str] = field(default_factory=dict)
+
+    def after_update(self, learning_rate: float, *, stop: bool) -> None:
+        """Log, validate and save what is due; validation comes first, so its verdict is saved."""
+        step = self.progress.step
+        last = step == self.total
+        judge = self.judge_every is not None and (last or step % self.judge_every == 0)
+        save = stop or last or step % self.save_every == 0
+        if not (judge or save or step % self.log_every == 0):
+            return
+        values = self.record.take(self.accelerator, self.state_dir)  # finite, or it raises
+        self.values = values | {"learning_rate": learning_rate, "epoch": self.progress.epoch}
+        self.shown = {"loss": f"{values['loss']:.3f}"}
+        if judge:
+            self.values |= self.judge()
+        self.accelerator.log(self.values, step=step)
+        if save:
+            save_checkpoint(self.accelerator, self.state_dir, step)
+
+
+def _is_relabelled(options: TrainingOptions, progress: Progress) -> bool:
+    """Return whether pseudo labels are due at this place, the beginning of an epoch."""
+    every = options.pseudo_label_epochs
+    first = progress.epoch == 0 or progress.batch > 0
+    return every is not None and not first and progress.epoch % every == 0
 
 
 def _any_process(accelerator: Accelerator, *, stopped: bool) -> bool:

@@ -145,7 +145,8 @@ def test_interrupted_and_resumed_is_as_never_interrupted(
     encoder_dirs, factory_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, halves = tmp_path / "whole", tmp_path / "halves"
-    extra = [*LORA, *LEARNT, "--lora_dropout", 0.2, "--max_steps", 4]
+    extra = [*LORA, *LEARNT, "--lora_dropout", 0.2, "--max_steps", 4, "--ema_decay", 0.9]
+    extra += ["--validation_share", 0.2, "--eval_steps", 1, "--keep_best", 2]
     arguments = [*words(encoder_dirs["beats"], factory_dir, whole), *extra]
     run_script(train, arguments, monkeypatch)
     arguments = [*words(encoder_dirs["beats"], factory_dir, halves), *extra]

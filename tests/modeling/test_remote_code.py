@@ -404,6 +404,7 @@ def test_a_folder_carries_the_code_it_needs_and_no_more(saved) -> None:
         "pipeline_asd.py",
         "pooling.py",
         "reference_bank.py",
+        "spec_augment.py",
         "spectral_front_ends.py",
         "spectrogram.py",
         "synthetic_references.py",

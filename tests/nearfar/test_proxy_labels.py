@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from nearfar.embeddings import EmbeddingTable
-from nearfar.proxy_labels import PARTS, ProxyLabels, pseudo_attributes
+from nearfar.proxy_labels import PARTS, ProxyLabels, pseudo_attributes, renewed_labels
 
 
 def clip(
@@ -126,7 +126,7 @@ def test_an_unknown_part_and_no_clips_are_refused() -> None:
 
 def test_clusters_are_the_directions_of_the_embeddings() -> None:
     table, directions = blobs({("2026/fan/00", "source"): [20, 30, 10]})
-    pseudo = pseudo_attributes(table, num_clusters=3)
+    pseudo = pseudo_attributes(table, num_clusters=[3])
     pairs = set(zip(pseudo, directions, strict=True))
     assert len(pairs) == 3
     assert {name for name, _ in pairs} == {"pseudo_0", "pseudo_1", "pseudo_2"}
@@ -137,7 +137,7 @@ def test_a_small_domain_has_its_own_clusters_and_at_least_one() -> None:
     table, directions = blobs(
         {(fan, "source"): [40, 40], (fan, "target"): [4, 5], (fan, None): [2]}
     )
-    pseudo = np.array(pseudo_attributes(table, num_clusters=2, min_clips=4))
+    pseudo = np.array(pseudo_attributes(table, num_clusters=[2], min_clips=4))
     for domain, num_clusters in (("source", 2), ("target", 2), (None, 1)):
         rows = np.flatnonzero(table.domains == domain)
         pairs = {(pseudo[row], directions[row]) for row in rows}
@@ -150,7 +150,7 @@ def test_a_small_domain_has_its_own_clusters_and_at_least_one() -> None:
 )
 def test_clusters_hold_enough_clips_in_the_mean(size: int, num_clusters: int) -> None:
     table, _ = blobs({("2026/fan/00", "source"): [size]})
-    pseudo = pseudo_attributes(table, num_clusters=4, min_clips=4)
+    pseudo = pseudo_attributes(table, num_clusters=[4], min_clips=4)
     assert set(pseudo) == {f"pseudo_{i}" for i in range(num_clusters)}
 
 
@@ -159,7 +159,7 @@ def test_a_machine_with_attributes_keeps_them() -> None:
         {("2026/fan/00", "source"): [10, 10], ("2026/valve/00", "source"): [10]},
         attributes={"2026/valve/00": "v_1"},
     )
-    pseudo = pseudo_attributes(table, num_clusters=2)
+    pseudo = pseudo_attributes(table, num_clusters=[2])
     for machine, name in zip(table.machines, pseudo, strict=True):
         assert (name is None) == (machine == "2026/valve/00")
 
@@ -180,4 +180,82 @@ def test_the_seed_decides_the_clusters() -> None:
 def test_an_embedding_of_zeros_is_clustered_without_a_nan() -> None:
     table, _ = blobs({("2026/fan/00", "source"): [6, 6]})
     table.embedding[0] = 0
-    assert None not in pseudo_attributes(table, num_clusters=2)
+    assert None not in pseudo_attributes(table, num_clusters=[2])
+
+
+@pytest.mark.parametrize(
+    ("parts", "same_as"),
+    [
+        (["section"], ["machine"]),
+        (["attribute"], ["machine", "attributes"]),
+        (["composite"], ["machine", "attributes", "domain"]),
+        (["section", "attribute"], ["machine", "attributes"]),
+    ],
+)
+def test_a_named_set_of_parts_is_its_parts_each_once(parts, same_as) -> None:
+    named, spelt = (ProxyLabels.from_clips(CLIPS, parts=p) for p in (parts, same_as))
+    assert named.class_names == spelt.class_names
+
+
+def test_a_channel_is_a_part_of_the_class_where_it_is_asked_for() -> None:
+    clips = [row | {"channel": channel} for channel in ("near", "far") for row in CLIPS]
+    apart = ProxyLabels.from_clips(clips, parts=["composite", "channel"])
+    together = ProxyLabels.from_clips(clips, parts=["composite"])
+    assert apart.num_classes == 2 * together.num_classes == 2 * len(CLIPS)
+    near, far = together.labels.reshape(2, -1)
+    assert np.array_equal(near, far)
+
+
+def test_of_several_numbers_of_clusters_each_domain_takes_its_best() -> None:
+    table, directions = blobs(
+        {("2026/fan/00", "source"): [20, 20, 20, 20], ("2026/fan/00", "target"): [20, 20]}
+    )
+    pseudo = np.array(pseudo_attributes(table, num_clusters=[2, 3, 4, 6]))
+    for domain, best in (("source", 4), ("target", 2)):
+        rows = table.domains == domain
+        assert len(set(pseudo[rows])) == best
+        pairs = set(zip(pseudo[rows], np.array(directions)[rows], strict=True))
+        assert len(pairs) == best
+
+
+@pytest.mark.parametrize("candidates", [[], [0], [-1, 4]])
+def test_a_number_of_clusters_that_is_none_is_refused(candidates: list[int]) -> None:
+    table, _ = blobs({("2026/fan/00", "source"): [5, 5]})
+    with pytest.raises(ValueError, match="numbers from 1 on"):
+        pseudo_attributes(table, num_clusters=candidates)
+
+
+def test_renewed_classes_are_the_old_ones_where_the_clusters_are_and_follow_them_otherwise() -> (
+    None
+):
+    sizes = {("2026/fan/00", "source"): [12, 10, 9], ("2026/fan/00", "target"): [6, 5]}
+    table, directions = blobs(sizes | {("2026/pump/00", None): [4, 4]}, {"2026/pump/00": "v_1"})
+    directions = np.array(directions)
+    # a class per direction and domain, numbered as no k-means would
+    numbers = {("source", 0): 7, ("source", 1): 0, ("source", 2): 3, ("target", 0): 5}
+    numbers |= {("target", 1): 1, (None, 0): 2, (None, 1): 2}
+    pairs = zip(table.domains, directions, strict=True)
+    true = np.array([numbers[pair] for pair in pairs])
+    assert np.array_equal(renewed_labels(table, true), true)
+    mistaken = true.copy()
+    mistaken[np.flatnonzero(true == 7)[:3]] = 0
+    mistaken[np.flatnonzero(true == 1)[0]] = 5
+    assert np.array_equal(renewed_labels(table, mistaken), true)
+
+
+def test_a_renewed_class_of_near_is_that_of_far_with_its_own_number() -> None:
+    table, directions = blobs({("2026/fan/00", "source"): [12, 10, 9]})
+    near = np.array([4, 0, 2])[directions]
+    far = np.array([1, 5, 3])[directions]
+    mistaken = np.concatenate([near, far])
+    for block in (mistaken[: len(near)], mistaken[len(near) :]):
+        block[0] = block[np.flatnonzero(np.array(directions) != directions[0])[0]]
+    renewed = renewed_labels(table, mistaken)
+    assert np.array_equal(renewed, np.concatenate([near, far]))
+
+
+def test_clips_that_are_all_alike_keep_known_classes() -> None:
+    table, _ = blobs({("2026/fan/00", "source"): [8]})
+    table.embedding[:] = 1.0
+    labels = np.array([3, 3, 3, 3, 6, 6, 6, 6])
+    assert set(renewed_labels(table, labels)) <= {3, 6}

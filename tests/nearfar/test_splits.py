@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from nearfar.splits import held_out_rows
+from nearfar.splits import held_out_rows, validation_rows
 
 
 def groups_of(sizes: dict[tuple[str, str | None], int]) -> tuple[list[str], list[str | None]]:
@@ -88,3 +88,24 @@ def test_a_share_of_nothing_holds_nothing_out_and_no_clips_give_no_rows() -> Non
 def test_a_share_that_leaves_no_references_is_refused(share: float) -> None:
     with pytest.raises(ValueError, match=r"held_out_share=.* must be in \[0, 1\)"):
         held_out_rows(["2026/fan/00"] * 10, ["source"] * 10, share=share, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("size", "share", "count"), [(3, 0.5, 0), (4, 0.1, 1), (10, 0.25, 2), (4, 0.99, 3), (9, 0.0, 0)]
+)
+def test_each_class_gives_its_share_to_validation_and_a_small_one_nothing(
+    size: int, share: float, count: int
+) -> None:
+    labels = np.array([0] * size + [1] * 40 + [2])
+    chosen = validation_rows(labels, share=share, seed=0)
+    assert chosen[:size].sum() == count
+    assert chosen[size:-1].sum() == min(round(40 * share), 39)
+    assert not chosen[-1]
+    assert np.array_equal(chosen, validation_rows(labels, share=share, seed=0))
+
+
+def test_validation_that_cannot_be_is_refused() -> None:
+    with pytest.raises(ValueError, match="no proxy class has the 4 clips"):
+        validation_rows(np.array([0, 0, 0, 1, 1]), share=0.2, seed=0)
+    with pytest.raises(ValueError, match=r"validation_share=1.0 must be in \[0, 1\)"):
+        validation_rows(np.array([0] * 9), share=1.0, seed=0)

@@ -1,118 +1,226 @@
-"""What training hears, and how its state is kept."""
+"""The training loop: stopped anywhere and resumed, stopped early, and stopped by no number."""
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
-from modeling import AsdConfig, AsdForProxyClassification
-from nearfar.augmentation import crop
-from nearfar.training import (
-    JsonLinesTracker,
-    Progress,
-    TrainingOptions,
-    augmented,
-    latest_checkpoint,
+from nearfar import training
+from nearfar.checkpoints import Progress, latest_checkpoint
+from nearfar.trackers import JsonLinesTracker
+from nearfar.training_clips import DrawnClips
+from nearfar.training_options import TrainingOptions
+from tests.training import (
+    NUM_CLIPS,
+    assert_resumes_exactly,
+    noise_clips,
+    tiny_model,
+    train_tiny,
 )
-from tests.tiny import TINY_ENCODER
+
+VALIDATION = np.isin(np.arange(NUM_CLIPS), (0, 5, 10))
+# 11 clips train: an epoch has 3 batches and, two at a time, 2 updates.
+EVERYTHING = {
+    "train_batch_size": 3,
+    "gradient_accumulation_steps": 2,
+    "num_train_epochs": 4,
+    "learning_rate": 1e-2,
+    "lr_scheduler_type": "inverse_sqrt",
+    "warmup_steps": 2,
+    "ema_decay": 0.9,
+    "target_share": 0.5,
+    "far_mixing": 0.5,
+    "crop_seconds": 0.18,
+    "mixup_alpha": 0.5,
+    "mixup_probability": 0.7,
+    "noise_probability": 0.5,
+    "gain_db": 6.0,
+    "time_mask": 10,
+    "frequency_mask": 40,
+    "pseudo_label_epochs": 1,
+    "eval_steps": 3,
+    "keep_best": 3,  # all of them, so that none is lost unnoticed
+    "logging_steps": 100,
+    "save_steps": 3,
+}
+DROPOUT = {"projection": "batch_norm_linear", "projection_dropout": 0.3}
 
 
-def tiny(**options: object) -> AsdForProxyClassification:
-    torch.manual_seed(0)
-    return AsdForProxyClassification(AsdConfig(encoder_config=dict(TINY_ENCODER), **options))
+def turned(labels: np.ndarray) -> np.ndarray:
+    """Return other labels that depend on the former ones."""
+    return (labels + np.arange(len(labels)) % 2) % 3
 
 
-def batch_of(num_clips: int = 4, num_samples: int = 16_000) -> dict[str, torch.Tensor]:
-    generator = torch.Generator().manual_seed(1)
-    near, far = 0.1 * torch.randn(2, num_clips, num_samples, generator=generator)
-    return {
-        "near_values": near,
-        "far_values": far,
-        "has_far": torch.ones(num_clips, dtype=torch.bool),
-        "attention_mask": torch.ones(num_clips, num_samples, dtype=torch.long),
-        "labels": torch.zeros(num_clips, dtype=torch.long),
-        "index": torch.arange(10, 10 + num_clips),
-    }
+@pytest.mark.parametrize("update", [1, 2, 3, 5, 7])
+def test_a_training_with_everything_resumes_exactly_at_any_update(
+    update: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 8 updates, every second ends an epoch, and every third is validated and saved."""
+
+    def train_again(folder: Path, *, resume: bool) -> torch.nn.Module:
+        return train_tiny(
+            folder,
+            TrainingOptions(**EVERYTHING),
+            model=tiny_model(**DROPOUT),
+            validation=VALIDATION,
+            relabel=turned,
+            resume=resume,
+        )
+
+    assert_resumes_exactly(tmp_path, monkeypatch, update, train_again)
 
 
-def test_what_a_clip_hears_does_not_depend_on_its_batch() -> None:
-    model, batch = tiny(), batch_of()
-    options = TrainingOptions(far_mixing=0.5, crop_seconds=0.4, seed=3)
-    together = augmented(model, batch, options, epoch=2)
-    for i in range(4):
-        one = {name: values[i : i + 1] for name, values in batch.items()}
-        alone = augmented(model, one, options, epoch=2)
-        assert torch.equal(alone["near_values"][0], together["near_values"][i])
+def test_an_early_end_is_found_again_by_a_resumed_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = TrainingOptions(
+        train_batch_size=4,
+        max_steps=40,
+        learning_rate=0.0,  # so nothing gets better
+        eval_steps=2,
+        early_stopping_patience=3,
+        keep_best=1,
+    )
+
+    def train_again(folder: Path, *, resume: bool) -> torch.nn.Module:
+        return train_tiny(folder, options, validation=VALIDATION, resume=resume)
+
+    assert_resumes_exactly(tmp_path, monkeypatch, 5, train_again)
+    for name in ("whole", "halves"):  # the first validation is the best, then three in vain
+        assert latest_checkpoint(tmp_path / name) == tmp_path / name / "step_000008"
+        train_again(tmp_path / name, resume=True)
+        assert latest_checkpoint(tmp_path / name) == tmp_path / name / "step_000008"
 
 
-def test_every_epoch_hears_another_mixture_and_another_piece() -> None:
-    model, batch = tiny(), batch_of()
-    options = TrainingOptions(far_mixing=0.5, crop_seconds=0.4)
-    first, second = (augmented(model, batch, options, epoch)["near_values"] for epoch in (0, 1))
-    assert not torch.isclose(first, second).all(dim=1).any()
-    again = augmented(model, batch, options, 0)["near_values"]
-    assert torch.equal(first, again)
+def test_the_average_is_what_training_ends_with_and_the_state_keeps_the_weights(
+    tmp_path: Path,
+) -> None:
+    options = {"train_batch_size": 7, "max_steps": 3, "learning_rate": 1e-2}
+    visited = []
+    for steps in (1, 2, 3):
+        given = TrainingOptions(**options | {"max_steps": steps}, lr_scheduler_type="constant")
+        visited.append(train_tiny(tmp_path / str(steps), given).state_dict())
+    given = TrainingOptions(**options, lr_scheduler_type="constant", ema_decay=0.75)
+    averaged = train_tiny(tmp_path / "average", given).state_dict()
+    shares = torch.tensor([0.75**2, 0.75, 1.0])
+    shares = shares / shares.sum()
+    for name, tensor in averaged.items():
+        expected = sum(share * state[name] for share, state in zip(shares, visited, strict=True))
+        torch.testing.assert_close(tensor, expected, rtol=1e-4, atol=1e-6, msg=name)
 
 
-def test_without_augmentation_the_batch_is_as_it_came() -> None:
-    batch = batch_of()
-    heard = augmented(tiny(), batch, TrainingOptions(), epoch=0)
-    assert heard.keys() == batch.keys() - {"index"}
-    assert all(torch.equal(heard[name], batch[name]) for name in heard)
+@pytest.mark.parametrize("target_share", [None, 0.5])
+def test_every_epoch_draws_anew_in_another_order_with_other_partners(
+    target_share: float | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: dict[int, list[tuple[int, int]]] = {}
+
+    class Noted(DrawnClips):
+        def __getitem__(self, draw: int) -> dict[str, object]:
+            row = super().__getitem__(draw)
+            drawn.setdefault(self.epoch, []).append((draw, row["mixup"]["file_name"]))
+            return row
+
+    monkeypatch.setattr(training, "DrawnClips", Noted)
+    options = TrainingOptions(
+        train_batch_size=7, num_train_epochs=3, mixup_alpha=0.5, target_share=target_share
+    )
+    train_tiny(tmp_path, options)
+    assert sorted(drawn) == [0, 1, 2]
+    orders = [[draw for draw, _ in drawn[epoch]] for epoch in range(3)]
+    assert all(len(set(order)) == NUM_CLIPS for order in orders)
+    assert len({tuple(order) for order in orders}) == 3
+    partners = [dict(drawn[epoch]) for epoch in range(3)]
+    for first, second in ((0, 1), (1, 2)):
+        common = partners[first].keys() & partners[second].keys()
+        assert any(partners[first][draw] != partners[second][draw] for draw in common)
 
 
-def test_far_mixing_adds_at_most_its_share_of_far() -> None:
-    batch = batch_of()
-    heard = augmented(tiny(), batch, TrainingOptions(far_mixing=0.5), epoch=0)
-    added = heard["near_values"] - batch["near_values"]
-    gain = (added * batch["far_values"]).sum(1) / batch["far_values"].square().sum(1)
-    assert ((gain >= 0) & (gain <= 0.5)).all()
-    torch.testing.assert_close(added, gain[:, None] * batch["far_values"], atol=1e-6, rtol=1e-4)
+def test_a_frozen_weight_stays_as_it_is_under_every_average(tmp_path: Path) -> None:
+    model = tiny_model()
+    model.asd.freeze_layers(1)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    options = TrainingOptions(
+        train_batch_size=3, max_steps=6, ema_decay=0.9, eval_steps=2, keep_best=3
+    )
+    train_tiny(tmp_path, options, model=model, validation=VALIDATION)
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name]) == (name not in trained), name
 
 
-def test_a_piece_lies_inside_its_clip_and_a_shorter_clip_stays_whole() -> None:
-    batch = batch_of()
-    batch["attention_mask"][1, 5_000:] = 0  # shorter than the piece
-    batch["near_values"][1, 5_000:] = 0
-    heard = augmented(tiny(), batch, TrainingOptions(crop_seconds=0.5), epoch=0)
-    assert heard["near_values"].shape == (4, 8_000)
-    assert heard["attention_mask"].sum(dim=1).tolist() == [8_000, 5_000, 8_000, 8_000]
-    assert torch.equal(heard["near_values"][1, :5_000], batch["near_values"][1, :5_000])
+def test_accumulated_batches_train_as_one_batch_of_all_their_clips(tmp_path: Path) -> None:
+    common = {"max_steps": 2, "learning_rate": 1e-2, "max_grad_norm": 0.1}
+    large = TrainingOptions(train_batch_size=4, **common)
+    small = TrainingOptions(train_batch_size=2, gradient_accumulation_steps=2, **common)
+    states = [
+        train_tiny(tmp_path / str(i), options, clips=noise_clips(8)).state_dict()
+        for i, options in enumerate((large, small))
+    ]
+    for name, tensor in states[0].items():
+        torch.testing.assert_close(states[1][name], tensor, rtol=1e-3, atol=1e-5, msg=name)
 
 
-def test_the_front_end_hears_the_whole_clip_before_the_crop() -> None:
-    model, batch = tiny(front_end="complex_least_squares"), batch_of()
-    heard = augmented(model, batch, TrainingOptions(crop_seconds=0.5), epoch=0)
-    whole = model.asd.waveforms(
-        batch["near_values"], batch["far_values"], batch["attention_mask"], None
-    )["near"]
-    for i in range(4):
-        windows = whole[i].unfold(0, 8_000, 1)
-        assert (windows == heard["near_values"][i]).all(dim=1).any()
-    assert not heard["far_values"].any()  # nothing is left to cancel a second time
+class Exploding(torch.nn.Module):
+    """Returns a loss, or a gradient, that is no number from a given call on."""
+
+    def __init__(self, at: int, *, only_gradient: bool) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(1))
+        self.calls, self.at, self.only_gradient = 0, at, only_gradient
+
+    def forward(self, **_: Tensor) -> "Exploding":
+        self.calls += 1
+        self.loss = self.weight.sum()
+        if self.calls >= self.at:
+            self.loss = self.loss + (
+                (self.weight - self.weight.detach()).abs().sqrt().sum()  # slope at 0
+                if self.only_gradient
+                else torch.tensor(float("inf"))
+            )
+        return self
 
 
-def test_the_guard_decides_what_a_clip_hears_before_the_crop() -> None:
-    model, batch = tiny(front_end="complex_least_squares"), batch_of()
-    options = TrainingOptions(crop_seconds=0.5)
-    strengths = {"front_end_strength": torch.tensor([0.0, 1.0, 0.5, 1.0])}
-    guarded = augmented(model, batch | strengths, options, epoch=0)
-    always = augmented(model, batch, options, epoch=0)["near_values"]
-    never = augmented(tiny(), batch, options, epoch=0)["near_values"]
-    expected = torch.stack([never[0], always[1], (never[2] + always[2]) / 2, always[3]])
-    torch.testing.assert_close(guarded["near_values"], expected)
-    assert "front_end_strength" not in guarded  # it is done
+@pytest.mark.parametrize(
+    ("only_gradient", "what"), [(False, "loss became inf"), (True, "gradient became (nan|inf)")]
+)
+def test_what_is_no_number_stops_training_before_it_is_saved_and_says_where(
+    only_gradient: bool, what: str, tmp_path: Path
+) -> None:
+    options = TrainingOptions(train_batch_size=7, max_steps=9, save_steps=2, logging_steps=50)
+    where = rf"{what} in update 5 \(epoch 2.*step_000004; resume from it with a lower"
+    with pytest.raises(FloatingPointError, match=where):
+        train_tiny(tmp_path, options, model=Exploding(5, only_gradient=only_gradient))
+    assert latest_checkpoint(tmp_path) == tmp_path / "step_000004"
 
 
-def test_a_crop_behind_a_front_end_that_keeps_far_is_refused() -> None:
-    model = tiny(front_end="complex_least_squares", channels=["near", "far"])
-    with pytest.raises(ValueError, match="crop_seconds cannot follow"):
-        augmented(model, batch_of(), TrainingOptions(crop_seconds=0.5), epoch=0)
+@pytest.mark.parametrize(
+    ("saved", "asked", "message"),
+    [
+        ({"ema_decay": 0.9}, {}, "trained with ema_decay=0.9, got ema_decay=0.0"),
+        ({}, {"ema_decay": 0.5}, "trained with ema_decay=0.0, got ema_decay=0.5"),
+        ({}, {"selection_metric": "proxy_accuracy"}, "selection_metric='proxy_loss'"),
+    ],
+)
+def test_a_state_of_another_training_is_refused(saved, asked, message, tmp_path: Path) -> None:
+    train_tiny(tmp_path, TrainingOptions(train_batch_size=7, max_steps=1, **saved))
+    with pytest.raises(ValueError, match=message):
+        train_tiny(tmp_path, TrainingOptions(max_steps=2, **asked), resume=True)
 
 
-def test_crop_cuts_where_it_is_told() -> None:
-    values = torch.arange(20).reshape(2, 10)
-    assert crop(values, torch.tensor([0, 7]), 3).tolist() == [[0, 1, 2], [17, 18, 19]]
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"keep_best": 1}, r"\['keep_best'\] came without validation clips"),
+        ({"early_stopping_patience": 1}, "came without validation clips"),
+        ({"pseudo_label_epochs": 1}, "there are no pseudo labels to renew"),
+    ],
+)
+def test_an_option_that_lacks_what_it_needs_is_refused(options, message, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        train_tiny(tmp_path, TrainingOptions(**options))
 
 
 def test_progress_comes_back_and_refuses_other_clips() -> None:

@@ -1,0 +1,272 @@
+"""The clips that train: with labels, in an order, and with those that are mixed into them."""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from nearfar.augmentation import Stream, draw_partner
+from nearfar.embeddings import model_inputs
+from nearfar.schema import domain_label
+from nearfar.training_options import TrainingOptions
+
+TRAIN_CHANNELS = ("near", "far")  # that a model may be trained to hear
+
+
+class LabelledClips(Dataset[dict[str, Any]]):
+    """Decoded training clips with their proxy classes, once for every channel that trains.
+
+    Of N clips, item i is clip i % N as channel i // N heard it. An item is the clip's row with its
+    `label` and `channel`.
+
+    Args:
+        clips: Decoded rows, by position.
+        labels: (channels * N,) int64; shared with what `take` returns.
+        rows: The same N rows, undecoded.
+        channels: One or more of `TRAIN_CHANNELS`.
+        items: Which of the items these are; None: all.
+    """
+
+    def __init__(
+        self,
+        clips: Sequence[dict[str, Any]],
+        labels: NDArray[np.int64],
+        rows: Sequence[Mapping[str, Any]],
+        *,
+        channels: Sequence[str] = ("near",),
+        items: NDArray[np.int64] | None = None,
+    ) -> None:
+        if len(labels) != len(rows) * len(channels):
+            raise ValueError(
+                f"{len(rows)} clips in {len(channels)} channels came with {len(labels)} labels. "
+                "Give one for each clip as each channel hears it."
+            )
+        self.clips = clips
+        self.labels = labels
+        self.rows = rows
+        self.channels = tuple(channels)
+        self.items = np.arange(len(labels)) if items is None else items
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        item = int(self.items[index])
+        channel, clip = divmod(item, len(self.rows))
+        row = self.clips[clip]
+        name = self.channels[channel]
+        if name == "far" and row["far"] is None:
+            raise ValueError(
+                f"{row['machine']}/{row['file_name']} has no far channel to train on. Leave 'far' "
+                "out of train_channels."
+            )
+        return row | {"label": int(self.labels[item]), "channel": name}
+
+    def take(self, clips: NDArray[Any]) -> Self:
+        """Return the items of some clips, given as indices or as a mask (N,), in all channels."""
+        chosen = np.arange(len(self.rows))[clips]
+        blocks = [chosen + len(self.rows) * i for i in range(len(self.channels))]
+        return type(self)(
+            self.clips,
+            self.labels,
+            self.rows,
+            channels=self.channels,
+            items=np.concatenate(blocks),
+        )
+
+    def domain_groups(self) -> list[tuple[str, str | None]]:
+        """Return machine (with the channel) and domain of each item."""
+        groups = []
+        for item in self.items:
+            channel, clip = divmod(int(item), len(self.rows))
+            row = self.rows[clip]
+            groups.append((f"{row['machine']}|{self.channels[channel]}", row["domain"]))
+        return groups
+
+    def digest(self) -> str:
+        """Return a digest of which items there are and of their labels now."""
+        known = []
+        for item in self.items.tolist():
+            channel, clip = divmod(item, len(self.rows))
+            row, name = self.rows[clip], self.channels[channel]
+            known.append((row["machine"], row["file_name"], name, int(self.labels[item])))
+        text = json.dumps(known)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the labels, which may change while a model trains."""
+        return {"labels": torch.from_numpy(self.labels.copy())}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore the labels."""
+        self.labels[:] = state["labels"].numpy()
+
+
+class DrawnClips(Dataset[dict[str, Any]]):
+    """What an epoch draws from training clips: an item, and those to be mixed into it.
+
+    A draw is an item's number plus a multiple of the number of items, so that an item that is drawn
+    twice is not augmented twice in the same way. Beside the item a row holds its `draw`, and under
+    "mixup" and "noise" the item that is mixed into it, or None.
+
+    Args:
+        clips: All of them.
+        options: Their mixup, noise and seed are read.
+
+    Attributes:
+        epoch: Counted from 0, to be set before each epoch.
+    """
+
+    def __init__(self, clips: LabelledClips, options: TrainingOptions) -> None:
+        self.clips = clips
+        self.options = options
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def __getitem__(self, draw: int) -> dict[str, Any]:
+        options = self.options
+        from_clips = options.noise_source == "far"
+        probabilities = {
+            "mixup": options.mixup_probability if options.mixup_alpha else 0.0,
+            "noise": options.noise_probability if from_clips else 0.0,
+        }
+        row = self.clips[draw % len(self.clips)] | {"draw": draw}
+        for name, stream in (("mixup", Stream.MIXUP), ("noise", Stream.NOISE)):
+            partner = draw_partner(
+                draw,
+                len(self.clips),
+                probability=probabilities[name],
+                seed=options.seed,
+                epoch=self.epoch,
+                stream=stream,
+            )
+            row[name] = None if partner is None else self.clips[partner]
+        return row
+
+
+class BalancedSampler(Sampler[int]):
+    """Draws as many items per epoch as there are, a share of each machine's from its target domain.
+
+    Within a machine and domain, every item is drawn as often as every other, but for one. A machine
+    of one domain, or of unknown ones, has each item drawn once. What is drawn depends on the seed
+    and the epoch alone.
+
+    Args:
+        groups: Machine and domain of each item.
+        target_share: Of a machine's draws, in (0, 1); at least one draw is left to each domain.
+        seed: Of what is drawn, and in which order.
+    """
+
+    def __init__(
+        self, groups: Sequence[tuple[str, str | None]], *, target_share: float, seed: int
+    ) -> None:
+        self.num_items = len(groups)
+        self.seed = seed
+        self.epoch = 0
+        sizes = Counter(machine for machine, _ in groups)
+        rows: dict[tuple[str, str | None], list[int]] = {}
+        for item, group in enumerate(groups):
+            rows.setdefault(group, []).append(item)
+        self.rows: list[tuple[NDArray[np.int64], int]] = []  # items, and draws from them
+        for (machine, domain), items in sorted(rows.items(), key=lambda pair: pair[1]):
+            size, count = sizes[machine], len(items)
+            if {"source", "target"} == {d for m, d in rows if m == machine}:
+                from_target = min(max(1, round(target_share * size)), size - 1)
+                count = from_target if domain == "target" else size - from_target
+            self.rows.append((np.array(items), count))
+
+    def __len__(self) -> int:
+        return self.num_items
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draw for this epoch from now on; accelerate calls it."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        rng = np.random.default_rng((self.seed, self.epoch, int(Stream.ORDER)))
+        draws = []
+        for items, count in self.rows:
+            times = -(-count // len(items))
+            shuffled = np.concatenate([rng.permutation(items) for _ in range(times)])[:count]
+            # How often each was drawn before, in shuffled's blocks of one permutation each.
+            draws.append(shuffled + self.num_items * (np.arange(count) // len(items)))
+        yield from rng.permutation(np.concatenate(draws)).tolist()
+
+
+class Collator:
+    """Makes a batch of rows: the model's inputs, labels, and clips to be mixed into them.
+
+    Args:
+        feature_extractor: An `AsdFeatureExtractor`, or what is called like it.
+        front_end_strength: The guard's decision per machine, in [0, 1]; a machine left out has 1.
+            None or empty: no guard.
+    """
+
+    def __init__(
+        self,
+        feature_extractor: Any,  # noqa: ANN401 - an AsdFeatureExtractor, which nearfar must not import
+        front_end_strength: Mapping[str, float] | None = None,
+    ) -> None:
+        self.feature_extractor = feature_extractor
+        self.front_end_strength = front_end_strength or {}
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        """Return one batch.
+
+        Besides tensors (batch, ...) it may hold, as "mixup", such a batch of partners, and as
+        "noise" the `values` and `attention_mask` of far channels; both with `position` (partners,),
+        the row of the batch that each belongs to.
+
+        Raises:
+            ValueError: A clip cannot be used; the message begins with its name.
+        """
+        batch: dict[str, Any] = self.inputs(rows)
+        batch["labels"] = torch.tensor([row["label"] for row in rows])
+        batch["domain_labels"] = torch.tensor([domain_label(row["domain"]) for row in rows])
+        if "draw" in rows[0]:
+            batch["draw"] = torch.tensor([row["draw"] for row in rows])
+        if partners := {i: row["mixup"] for i, row in enumerate(rows) if row.get("mixup")}:
+            batch["mixup"] = self.inputs(list(partners.values())) | {
+                "labels": torch.tensor([partner["label"] for partner in partners.values()]),
+                "position": torch.tensor(list(partners)),
+            }
+        if partners := {i: row["noise"] for i, row in enumerate(rows) if row.get("noise")}:
+            batch["noise"] = self.noise(list(partners.values())) | {
+                "position": torch.tensor(list(partners))
+            }
+        return batch
+
+    def inputs(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        """Return a model's inputs; near is the far channel where that trains, and then has none."""
+        inputs: dict[str, Tensor] = model_inputs(rows, self.feature_extractor)
+        hears_far = torch.tensor([row["channel"] == "far" for row in rows])
+        if bool(hears_far.any()):
+            near, far = inputs["near_values"], inputs["far_values"]
+            inputs["near_values"] = torch.where(hears_far[:, None], far, near)
+            inputs["far_values"] = far.masked_fill(hears_far[:, None], 0.0)
+            inputs["has_far"] = inputs["has_far"] & ~hears_far
+        if self.front_end_strength:
+            inputs["front_end_strength"] = torch.tensor(
+                [self.front_end_strength.get(row["machine"], 1.0) for row in rows]
+            )
+        return inputs
+
+    def noise(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        """Return the far channels of clips."""
+        for row in rows:
+            if row["far"] is None:
+                raise ValueError(
+                    f"{row['machine']}/{row['file_name']} has no far channel that could be another "
+                    "clip's noise. Take --noise_source white, or --noise_probability 0."
+                )
+        inputs: dict[str, Tensor] = model_inputs(rows, self.feature_extractor)
+        return {"values": inputs["far_values"], "attention_mask": inputs["attention_mask"]}
