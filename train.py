@@ -85,6 +85,9 @@ class TrainArguments(TrainingOptions):
     encoder_checkpoint: Path | None = field(
         default=None, metadata={"help": "The authors' .pt, or a folder; None starts from scratch."}
     )
+    encoder_type: str | None = field(
+        default=None, metadata={"help": "The model_type that a recipe is made for; no other runs."}
+    )
     encoder_config: dict | str | None = field(
         default=None, metadata={"help": "Of an encoder from scratch, as JSON; with its model_type."}
     )
@@ -370,6 +373,25 @@ def load_clips(args: TrainArguments, accelerator: Accelerator) -> Any:  # noqa: 
 
 
 def build_encoder(args: TrainArguments) -> nn.Module:
+    """Return the encoder that the recipe is made for."""
+    due = args.encoder_type
+    if due is not None and args.encoder_checkpoint is None and args.encoder_config is None:
+        raise ValueError(
+            f"This recipe takes a pre-trained encoder of type {due!r}, but encoder_checkpoint is "
+            "missing. Give the authors' .pt file or a folder made by `python -m "
+            "modeling.convert_original`; or encoder_config, for one from scratch."
+        )
+    encoder = load_encoder(args)
+    if due is not None and encoder.config.model_type != due:
+        raise ValueError(
+            f"This recipe takes an encoder of type {due!r}, but encoder_checkpoint or "
+            f"encoder_config gives a {encoder.config.model_type!r}. Give one of that type, or "
+            "another recipe."
+        )
+    return encoder
+
+
+def load_encoder(args: TrainArguments) -> Any:  # noqa: ANN401 - one of ENCODERS
     """Return the encoder: the authors' weights, those of a folder, or new ones."""
     path = args.encoder_checkpoint
     if path is None:

@@ -1,7 +1,8 @@
 """What each front end is worth: dB of SI-SDR, official scores, speed; always, guarded, oracle.
 
-For each factory seed: simulate machines of the preset `challenge` with what near hears of machine
-and noise alone; clean every clip with every front end; score the clips by 1-NN on log-mel and on
+For each factory seed: simulate machines of the preset `challenge`, in halls as they are and in
+quieter ones, where there is less to gain and more to lose, with what near hears of machine and
+noise alone; clean every clip with every front end; score the clips by 1-NN on log-mel and on
 the quickstart's encoder with random weights, frozen. "guarded" falls back to near on the machines
 where `nearfar.guard` says so, from their references alone; "oracle" falls back where near scored
 better on the test clips, which nothing can know. Seeds and front ends that are done are not done
@@ -71,6 +72,10 @@ class FrontEndsArguments:
         default=25, metadata={"help": "Test clips per domain and condition."}
     )
     seconds: float = field(default=6.0, metadata={"help": "Length of a clip."})
+    quieter_db: list[float] = field(
+        default_factory=lambda: [0.0, 10.0],
+        metadata={"help": "Halls that each machine is heard in: the noise falls by so much."},
+    )
     judges: list[str] = field(
         default_factory=lambda: list(JUDGES), metadata={"help": f"Of {', '.join(JUDGES)}."}
     )
@@ -99,8 +104,20 @@ def main() -> None:
 
 
 def evaluate_seed(seed: int, args: FrontEndsArguments) -> dict[str, dict[str, Any]]:
-    """Return each front end's results on one factory, by machine; do what is not done."""
-    folder = args.output_dir / f"seed_{seed:03d}"
+    """Return each front end's results on one factory, by machine and hall; do what is not done."""
+    results: dict[str, dict[str, Any]] = {name: {} for name in args.front_ends}
+    for quieter_db in args.quieter_db:
+        for name, machines in evaluate_hall(seed, quieter_db, args).items():
+            hall = f", {quieter_db:g} dB quieter" if quieter_db else ""
+            results[name] |= {f"{machine}{hall}": values for machine, values in machines.items()}
+    return results
+
+
+def evaluate_hall(
+    seed: int, quieter_db: float, args: FrontEndsArguments
+) -> dict[str, dict[str, Any]]:
+    """Return each front end's results on a factory's machines in one kind of hall."""
+    folder = args.output_dir / f"seed_{seed:03d}" / f"quieter_{quieter_db:g}"
     paths = {name: folder / f"{name}.json" for name in args.front_ends}
     if pending := [name for name, path in paths.items() if not is_done(path, args)]:
         data, cache = folder / "data", folder / "cache"
@@ -113,13 +130,14 @@ def evaluate_seed(seed: int, args: FrontEndsArguments) -> dict[str, dict[str, An
             test_per_group=args.test_per_group,
             seconds=args.seconds,
             preset="challenge",
+            quieter_db=quieter_db,
             components=True,
             show_progress=True,
         )
         clips = load_near_far(data, cache_dir=cache)
         judges = {judge: build_judge(judge, clips["train"], seed=seed) for judge in args.judges}
         for name in pending:
-            print(f"factory {seed}: {name}", flush=True)
+            print(f"factory {seed}, {quieter_db:g} dB quieter: {name}", flush=True)
             machines = evaluate(name, clips, judges, data)
             write_json(paths[name], {"sizes": sizes(args), "machines": machines})
         shutil.rmtree(cache)
@@ -297,8 +315,8 @@ def format_judge(
 ) -> list[str]:
     """Return a table: a line per front end, official scores in percent, over all factories."""
     lines = [
-        f"{judge}, {len(results)} factories of {args.machines} machines; official score minus "
-        "near's, with paired 95 % intervals over factories",
+        f"{judge}, {len(results)} factories of {args.machines} machines in {len(args.quieter_db)} "
+        "kinds of halls; official score minus near's, with paired 95 % intervals over factories",
         f"{'front end':<24}{'x real time':>12}{'SI-SDR':>9}{'score':>8}"
         f"{'always':>24}{'guarded':>24}{'oracle':>8}{'gain kept':>11}{'loss taken':>12}",
     ]

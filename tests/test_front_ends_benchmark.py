@@ -10,7 +10,18 @@ from benchmarks import front_ends
 from benchmarks.front_ends import Choices, choices, kept_and_taken
 
 TOY = ["--machines", "1", "--source_train", "6", "--target_train", "2", "--test_per_group", "3"]
-TOY += ["--seconds", "1.5", "--front_ends", "complex_least_squares", "--seeds", "1", "2"]
+TOY += [
+    "--quieter_db",
+    "0",
+    "10",
+    "--seconds",
+    "1.5",
+    "--front_ends",
+    "complex_least_squares",
+    "--seeds",
+    "1",
+    "2",
+]
 
 
 def run(monkeypatch, *words: object) -> None:
@@ -40,10 +51,11 @@ def test_a_toy_factory_gives_a_table_once(tmp_path, monkeypatch, capsys) -> None
     assert [row[1] for row in rows] == ["160", "160"]  # 80 s in half a second
     with (tmp_path / "machines.csv").open() as file:
         machines = list(csv.DictReader(file))
-    assert len(machines) == 2 * 2
+    assert len(machines) == 2 * 2 * 2
+    assert sum(row["machine"].endswith(", 10 dB quieter") for row in machines) == 4
     assert {row["si_sdr_gain_db"] for row in machines if row["front_end"] == "near"} == {"0.0000"}
     assert {row["strength"] for row in machines} <= {"0.0000", "1.0000"}
-    assert not list(tmp_path.glob("seed_*/*/"))  # neither recordings nor a cache
+    assert not list(tmp_path.glob("seed_*/*/*/"))  # neither recordings nor a cache
 
 
 @pytest.mark.usefixtures("measured")
@@ -59,7 +71,7 @@ def test_another_front_end_is_added_to_what_is_there(tmp_path, monkeypatch) -> N
     monkeypatch.setattr(front_ends, "evaluate", evaluate)
     run(monkeypatch, *one, "--front_ends", "near")
     run(monkeypatch, *one)
-    assert done == ["near", "complex_least_squares"]
+    assert done == ["near", "near", "complex_least_squares", "complex_least_squares"]  # two halls
 
 
 @pytest.mark.usefixtures("measured")

@@ -43,6 +43,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--noise_dir", help="folder of recordings to be heard as noise")
     parser.add_argument(
+        "--quieter_db", type=float, default=0.0, help="the noise is quieter by so much"
+    )
+    parser.add_argument(
         "--components",
         action="store_true",
         help="also write what near hears of the machine alone and of the noise alone",
@@ -68,6 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             preset=args.preset,
             eval_machines=args.eval_machines,
             noise_dir=args.noise_dir,
+            quieter_db=args.quieter_db,
             components=args.components,
             num_workers=args.num_workers,
             show_progress=True,

@@ -66,13 +66,14 @@ def simulate_clip(
     """Return one clip of a factory; `severity` replaces an anomalous clip's own."""
     machine = machine_of(arguments.seed, clip.machine, arguments.preset)
     preset = PRESETS[arguments.preset]
+    low_db, high_db = (bound + arguments.quieter_db for bound in preset.snr_db[clip.domain])
     return render_clip(
         machine,
         scene_of(arguments.seed, clip.machine, clip.domain, arguments.preset),
         clip.setting(machine),
         seed=seed_of(arguments.seed, CLIP_STREAM, *clip.key),
         num_samples=arguments.num_samples(clip.machine),
-        snr_db=preset.snr_db[clip.domain],
+        snr_db=(low_db, high_db),
         preset=preset,
         anomalous=clip.condition == "anomaly",
         severity=severity,

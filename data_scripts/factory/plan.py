@@ -24,7 +24,7 @@ class FactoryArguments:
     """What decides every sample of a factory; see `simulate_factory`.
 
     `seconds` is None where each machine has a length of its own, `noise` a digest of the
-    recordings that are heard.
+    recordings that are heard, `quieter_db` what the noise falls by.
     """
 
     num_machines: int
@@ -36,6 +36,7 @@ class FactoryArguments:
     preset: PresetName = "easy"
     eval_machines: int = 0
     noise: str = ""
+    quieter_db: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("num_machines", "source_train", "target_train", "test_per_group"):
@@ -51,6 +52,8 @@ class FactoryArguments:
                 f"test_per_group={self.test_per_group} must be at most 2500 with evaluation "
                 "machines: the names of their four groups count to 9999 together."
             )
+        if not -40 <= self.quieter_db <= 40:
+            raise ValueError(f"quieter_db={self.quieter_db} must be from -40 to 40.")
         if self.seed < 0:
             raise ValueError(f"seed={self.seed} must not be negative.")
         if self.preset not in PRESETS:
@@ -79,7 +82,7 @@ class FactoryArguments:
 
     def manifest(self) -> dict[str, Any]:
         """Return the arguments as factory.json has them: what is not used is left out."""
-        optional = ("seconds", "eval_machines", "noise")
+        optional = ("seconds", "eval_machines", "noise", "quieter_db")
         return {
             name: value
             for name, value in asdict(self).items()

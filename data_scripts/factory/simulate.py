@@ -40,6 +40,7 @@ def simulate_factory(
     preset: PresetName = "easy",
     eval_machines: int = 0,
     noise_dir: str | Path | None = None,
+    quieter_db: float = 0.0,
     components: bool = False,
     num_workers: int = 1,
     show_progress: bool = False,
@@ -63,6 +64,7 @@ def simulate_factory(
             whose names tell nothing. `ground_truth_data`, `ground_truth_domain` and
             `ground_truth_attributes` have what they do not tell.
         noise_dir: Folder of recordings to be heard in the place of voices and other calls.
+        quieter_db: By how much the noise is quieter than the preset has it, with the same machines.
         components: Whether to write, below `components`, what near hears of the machine alone
             (channel 0) and of the noise alone (channel 1), for each clip; also later.
         num_workers: Processes.
@@ -84,6 +86,7 @@ def simulate_factory(
         preset,
         eval_machines,
         recordings.digest if recordings else "",
+        quieter_db,
     )
     if num_workers < 1:
         raise ValueError(f"num_workers={num_workers} must be at least 1.")

@@ -62,6 +62,19 @@ def factory(tmp_path_factory, noise_dir) -> Path:
     return simulate_factory(folder, noise_dir=noise_dir, components=True, **ARGUMENTS)
 
 
+def test_a_quieter_hall_has_the_same_machines_in_less_noise() -> None:
+    clip = next(iter(plan_clips(FactoryArguments(**ARGUMENTS))))
+    usual, quiet = (
+        simulate_clip(FactoryArguments(**ARGUMENTS, quieter_db=quieter_db), clip)
+        for quieter_db in (0.0, 20.0)
+    )
+    np.testing.assert_array_equal(quiet.machine, usual.machine)
+    np.testing.assert_allclose(10 * quiet.noise, usual.noise, rtol=1e-4, atol=1e-6)
+    assert "quieter_db" not in FactoryArguments(**ARGUMENTS).manifest()
+    with pytest.raises(ValueError, match="from -40 to 40"):
+        FactoryArguments(**ARGUMENTS, quieter_db=60.0)
+
+
 # ---- Evaluation sets
 
 
