@@ -595,7 +595,7 @@ def fine_tune(
             )
     if model.domain_adversary is not None:
         domains = [row["domain"] for row in rows]
-        counts = [float(domains.count(domain)) for domain in DOMAINS]
+        counts: list[float] = [domains.count(domain) for domain in DOMAINS]
         if args.target_share is not None and min(counts):  # what is drawn counts, not what is there
             counts = [sum(counts) * (1 - args.target_share), sum(counts) * args.target_share]
         model.domain_adversary.balance(counts)
