@@ -13,7 +13,8 @@ from transformers import (
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from .configuration_asd import FORMAT_VERSION, AsdConfig, BeatsConfig, EatConfig, FisherConfig
-from .detectors import DETECTORS, KnnDetector, NotFittedError
+from .configuration_autoencoder import AutoencoderConfig
+from .detectors import DETECTORS, KnnDetector, NormDetector, NotFittedError
 from .feature_extraction_asd import CHANNELS, AsdFeatureExtractor
 from .front_ends import (
     FRONT_ENDS,
@@ -39,6 +40,7 @@ from .modeling_asd import (
     AsdOutput,
     AsdPreTrainedModel,
 )
+from .modeling_autoencoder import AutoencoderModel, ReconstructionNetwork
 from .modeling_beats import BeatsForAudioClassification, BeatsModel
 from .modeling_eat import EatForAudioClassification, EatModel
 from .modeling_fisher import FisherModel
@@ -58,6 +60,7 @@ for _config, _model, _classifier in (
     (EatConfig, EatModel, EatForAudioClassification),
     (FisherConfig, FisherModel, None),
     (AsdConfig, AsdModel, AsdForProxyClassification),
+    (AutoencoderConfig, AutoencoderModel, None),
 ):
     AutoConfig.register(_config.model_type, _config, exist_ok=True)
     AutoModel.register(_config, _model, exist_ok=True)
@@ -93,6 +96,8 @@ __all__ = [
     "AsdOutput",
     "AsdPreTrainedModel",
     "AttentiveStatisticsPooling",
+    "AutoencoderConfig",
+    "AutoencoderModel",
     "BeatsConfig",
     "BeatsForAudioClassification",
     "BeatsModel",
@@ -113,8 +118,10 @@ __all__ = [
     "MeanPooling",
     "NearFrontEnd",
     "Nlms",
+    "NormDetector",
     "NotFittedError",
     "RdpPooling",
+    "ReconstructionNetwork",
     "ReferenceBank",
     "Rls",
     "SpectralSubtraction",

@@ -242,6 +242,32 @@ class KnnDetector:
         return (1 - F.normalize(query.double(), dim=-1) @ references.T).clamp(0, 2)
 
 
+class NormDetector(KnnDetector):
+    """Length of the embedding, averaged over views and bands; the references decide nothing.
+
+    For models whose embedding is what they could not explain of a clip (a residual, or their own
+    anomaly score as a vector of one): what is normal they have learned themselves, and it lies at
+    zero. The references are kept for `nearest`, which says whose embeddings lie next to a clip's.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(metric="euclidean", per_domain=False)
+
+    def anomaly_score(self, embedding: Tensor) -> Tensor:
+        """Return (M,) float32 >= 0; higher is more anomalous. As `KnnDetector`'s."""
+        lengths: Tensor = self._query(embedding).double().norm(dim=-1)  # (M, views, bands)
+        return lengths.mean(dim=(1, 2)).float()
+
+    def leave_one_out(self) -> Tensor:
+        """Return (N,) float32: the scores of the references, which depend on no other. As above."""
+        references, _ = self._fitted()
+        if len(references) < 2:
+            raise ValueError(
+                "leave_one_out needs two references or more, got 1. Fit on more normal clips."
+            )
+        return self.anomaly_score(references)
+
+
 def _checked(embedding: Tensor) -> Tensor:
     """Return embeddings as float32 on the CPU, or raise ValueError."""
     embedding = torch.as_tensor(embedding).detach().float().cpu()
@@ -259,6 +285,6 @@ def _checked(embedding: Tensor) -> Tensor:
 
 
 # Name in AsdConfig -> constructor; options are its keyword-only arguments.
-DETECTORS: dict[str, Callable[..., Detector]] = {"knn": KnnDetector}
+DETECTORS: dict[str, Callable[..., Detector]] = {"knn": KnnDetector, "norm": NormDetector}
 
-__all__ = ["DETECTORS", "Detector", "KnnDetector", "NotFittedError"]
+__all__ = ["DETECTORS", "Detector", "KnnDetector", "NormDetector", "NotFittedError"]

@@ -12,6 +12,7 @@ CASES = {
     "knn": ("knn", {}),
     "knn, pooled": ("knn", {"per_domain": False, "num_neighbors": 3}),
     "knn, euclidean": ("knn", {"metric": "euclidean", "num_neighbors": 2}),
+    "norm": ("norm", {}),
 }
 DOMAINS = ["source"] * 15 + ["target"] * 4 + [None]
 
@@ -216,6 +217,14 @@ def test_knn_agrees_with_its_formula_in_plain_loops(
     domains = DOMAINS if per_domain else [None] * 20
     expected = [plain_knn(query, references, domains, **options) for query in queries]
     torch.testing.assert_close(detector.anomaly_score(queries), torch.tensor(expected))
+
+
+def test_the_norm_is_the_score_itself_where_the_embedding_holds_one() -> None:
+    scores = torch.tensor([3.25, 0.1, 1e-30, 7e20])
+    detector = DETECTORS["norm"]().fit(torch.ones(2, 1, 1, 1))
+    assert torch.equal(detector.anomaly_score(scores[:, None, None, None]), scores)
+    views = torch.tensor([[[[3.0, 4.0]], [[0.0, 1.0]]]])  # lengths 5 and 1
+    assert DETECTORS["norm"]().fit(views).anomaly_score(views).item() == 3.0
 
 
 def test_each_domain_answers_for_itself() -> None:

@@ -373,6 +373,7 @@ def test_a_folder_carries_the_code_it_needs_and_no_more(saved) -> None:
         "adaptive_front_ends.py",
         "attention.py",
         "configuration_asd.py",
+        "detector_checkpoint.py",
         "detectors.py",
         "encoder_classifier.py",
         "encoder_inputs.py",
