@@ -15,7 +15,7 @@ import yaml
 from accelerate import Accelerator
 
 from data_scripts.near_far import decoded, known, load_near_far
-from modeling import AsdFeatureExtractor, AsdModel, ReferenceBank
+from modeling import AsdFeatureExtractor, AsdModel, AutoencoderModel, ReferenceBank
 from nearfar.arguments import parse_arguments, script
 from nearfar.embeddings import extract_embeddings
 from nearfar.evaluation import (
@@ -30,6 +30,8 @@ from nearfar.hub import read_run
 from nearfar.submission import check_scores
 
 logger = logging.getLogger("nearfar.score")
+
+MODELS = {"model": AsdModel, "autoencoder": AutoencoderModel}  # by the kind in run.json
 
 
 @dataclass(kw_only=True)
@@ -58,14 +60,14 @@ class Scorer:
     """A system that scores clips: a run folder, loaded.
 
     Attributes:
-        model: Gives embeddings.
+        model: Gives embeddings, or scores in their place.
         feature_extractor: Batches waveforms for the model.
         bank: Gives scores, thresholds and p-values from embeddings.
         recipe: All arguments that made the run.
         metrics: The run's own `metrics.json`.
     """
 
-    model: AsdModel
+    model: AsdModel | AutoencoderModel
     feature_extractor: AsdFeatureExtractor
     bank: ReferenceBank
     recipe: dict[str, Any]
@@ -123,11 +125,12 @@ def load_scorer(folder: Path) -> Scorer:
             encoder.
     """
     run = read_run(folder)
-    if run["kind"] != "model":
+    if run["kind"] not in MODELS:
         raise ValueError(
-            f"{folder} is a {run['kind']!r}; this version of score.py scores runs of kind 'model'."
+            f"{folder} is a {run['kind']!r}; this version of score.py scores runs of the kinds "
+            f"{list(MODELS)}."
         )
-    model = AsdModel.from_pretrained(folder).eval()
+    model = MODELS[run["kind"]].from_pretrained(folder).eval()
     bank = ReferenceBank.from_pretrained(folder)
     bank.check_encoder(model)
     return Scorer(

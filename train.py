@@ -8,6 +8,7 @@ import dataclasses
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -28,11 +29,15 @@ from modeling import (
     AsdFeatureExtractor,
     AsdForProxyClassification,
     AsdModel,
+    AutoencoderConfig,
+    AutoencoderModel,
+    ReconstructionNetwork,
     ReferenceBank,
     encoder_fingerprint,
 )
 from modeling.convert_original import load_original
-from nearfar.arguments import parse_arguments, script
+from nearfar.arguments import changed_names, parse_arguments, script
+from nearfar.autoencoder_training import STATE_PREFIX, AutoencoderOptions, train_autoencoders
 from nearfar.embeddings import EmbeddingTable, extract_embeddings
 from nearfar.hub import write_run
 from nearfar.proxy_labels import PARTS, ProxyLabels, pseudo_attributes
@@ -40,7 +45,6 @@ from nearfar.splits import held_out_rows
 from nearfar.training import (
     JsonLinesTracker,
     LabelledClips,
-    TrainingOptions,
     latest_checkpoint,
     train,
 )
@@ -58,10 +62,17 @@ LOCAL_ARGUMENTS = (
     "report_to",
     "num_proc",
 )
+# What kind "autoencoder" reads beside LOCAL_ARGUMENTS; of this, what only it reads comes first.
+AUTOENCODER_ARGUMENTS = (
+    *("autoencoder_config", "validation_share"),
+    *("kind", "year", "train_subsets", "machine_types", "resample", "channels", "peak_normalize"),
+    *("held_out_share", "num_train_epochs", "train_batch_size", "learning_rate", "seed"),
+    *("extraction_batch_size", "dataloader_num_workers"),
+)
 
 
 @dataclass(kw_only=True)
-class TrainArguments(TrainingOptions):
+class TrainArguments(AutoencoderOptions):
     """Arguments of train.py; a recipe gives any of them, the command line wins."""
 
     recipe: Path | None = field(default=None, metadata={"help": "YAML with values for all this."})
@@ -75,6 +86,12 @@ class TrainArguments(TrainingOptions):
     resample: bool = field(default=False, metadata={"help": "Resample clips of other rates."})
     num_proc: int | None = field(default=None, metadata={"help": "Processes that prepare data."})
 
+    kind: Literal["model", "autoencoder"] = field(
+        default="model", metadata={"help": "autoencoder: an official baseline, see its recipes."}
+    )
+    autoencoder_config: dict | str | None = field(
+        default=None, metadata={"help": "Of kind autoencoder, as JSON: scoring, sizes."}
+    )
     encoder_checkpoint: Path | None = field(
         default=None, metadata={"help": "The authors' .pt, or a folder; None starts from scratch."}
     )
@@ -151,6 +168,7 @@ def main() -> None:
     """Read clips, train, fill the reference bank, write the run folder."""
     logging.basicConfig(format="%(message)s", level=logging.INFO)
     args = parse_arguments(TrainArguments)
+    check_kind(args)
     check_lora(args)
     accelerator = build_accelerator(args)
     set_seed(args.seed)
@@ -160,6 +178,11 @@ def main() -> None:
     held_out = held_out_rows(machines, domains, share=args.held_out_share, seed=args.seed)
     references, calibration = clips.select((~held_out).nonzero()[0]), held_out.nonzero()[0]
     reference_rows = [row for row, held in zip(rows, held_out, strict=True) if not held]
+    held_back = clips.select(calibration) if len(calibration) else None
+    if args.kind == "autoencoder":
+        model, feature_extractor = fit_autoencoders(args, references, reference_rows, accelerator)
+        write_detector(args, accelerator, model, feature_extractor, references, held_back)
+        return
     encoder = build_encoder(args)
     feature_extractor = AsdFeatureExtractor(
         sampling_rate=encoder.config.sampling_rate,
@@ -173,10 +196,34 @@ def main() -> None:
         model, adapter = fine_tune(
             model, references, reference_rows, labels, feature_extractor, args, accelerator
         )
+    write_detector(
+        args,
+        accelerator,
+        model,
+        feature_extractor,
+        references,
+        held_back,
+        num_classes=labels.num_classes,
+        adapter=adapter,
+    )
+
+
+def write_detector(
+    args: TrainArguments,
+    accelerator: Accelerator,
+    model: AsdForProxyClassification | AutoencoderModel,
+    feature_extractor: AsdFeatureExtractor,
+    references: Any,  # noqa: ANN401 - a Dataset
+    held_back: Any,  # noqa: ANN401 - the calibration clips, a Dataset; None without
+    *,
+    num_classes: int | None = None,
+    adapter: "PeftModel | None" = None,
+) -> None:
+    """Fill the reference bank, calibrate it, and write the run folder."""
 
     def embed(chosen: Any, description: str) -> EmbeddingTable:  # noqa: ANN401 - a Dataset
         return extract_embeddings(
-            model.asd,
+            model.base_model,
             decoded(chosen),
             feature_extractor,
             batch_size=args.extraction_batch_size,
@@ -186,9 +233,9 @@ def main() -> None:
         )
 
     table = embed(references, "references")
-    calibrating = embed(clips.select(calibration), "calibration") if len(calibration) else None
+    calibrating = None if held_back is None else embed(held_back, "calibration")
     model.to("cpu")
-    bank = ReferenceBank(model.config, fingerprint=encoder_fingerprint(model.asd)).fit(
+    bank = ReferenceBank(model.config, fingerprint=encoder_fingerprint(model.base_model)).fit(
         table, calibration=calibrating, frozen_encoder=args.no_training
     )
     if accelerator.is_main_process:
@@ -204,16 +251,29 @@ def main() -> None:
                 "seed": args.seed,
                 "recipe": args.recipe.stem if args.recipe else None,
                 "frozen_encoder": args.no_training,
-                "num_classes": labels.num_classes,
+                "num_classes": num_classes,
                 "num_references": len(references),
-                "num_calibration": len(calibration),
+                "num_calibration": 0 if held_back is None else len(held_back),
                 "num_parameters": sum(p.numel() for p in model.parameters()),
             },
             thresholds={name: bank.threshold(name) for name in bank.machines},
+            kind=args.kind,
             adapter=adapter,
         )
         print(f"{args.output_dir}: {len(bank.machines)} machines, {len(references)} references")  # noqa: T201 - the script's answer
     accelerator.end_training()
+
+
+def check_kind(args: TrainArguments) -> None:
+    """Raise ValueError where an argument was given that the kind of the system does not read."""
+    own = AUTOENCODER_ARGUMENTS[:2]
+    unread = [name for name in changed_names(args) if name not in LOCAL_ARGUMENTS]
+    if args.kind == "autoencoder":
+        unread = [name for name in unread if name not in AUTOENCODER_ARGUMENTS]
+    else:
+        unread = [name for name in unread if name in own]
+    if unread:
+        raise ValueError(f"kind={args.kind!r} does not read {unread}. Leave them out.")
 
 
 def check_lora(args: TrainArguments) -> None:
@@ -455,6 +515,49 @@ def fine_tune(
     if args.lora_rank is None:
         return model, None
     return copy.deepcopy(network).merge_and_unload(), network  # merging takes the adapter away
+
+
+def fit_autoencoders(
+    args: TrainArguments,
+    references: Any,  # noqa: ANN401 - a Dataset
+    rows: Sequence[dict[str, Any]],
+    accelerator: Accelerator,
+) -> tuple[AutoencoderModel, AsdFeatureExtractor]:
+    """Train the networks of every machine, but for those of the states asked for."""
+    resume_from = None
+    if args.resume_from_checkpoint is not None:
+        asked = args.resume_from_checkpoint
+        resume_from = args.state_dir if asked == "latest" else Path(asked)
+        if not any(resume_from.glob(f"{STATE_PREFIX}*")):
+            raise FileNotFoundError(
+                f"There is no saved state to resume from: {asked} ({resume_from}). "
+                "Leave out --resume_from_checkpoint to start anew."
+            )
+    options: Any = args.autoencoder_config or {}
+    possible = set(AutoencoderConfig.__annotations__) - {"machines", "channels", "format_version"}
+    if unknown := sorted(set(options) - possible):
+        raise ValueError(f"autoencoder_config {unknown} are unknown; there are {sorted(possible)}.")
+    machines = sorted({row["machine"] for row in rows})
+    config = AutoencoderConfig(machines=machines, channels=args.channels, **options)
+    model = AutoencoderModel(config)
+    feature_extractor = AsdFeatureExtractor(
+        sampling_rate=config.sampling_rate,
+        min_num_samples=model.min_num_samples,
+        peak_normalize=args.peak_normalize,
+    )
+    train_autoencoders(
+        model,
+        partial(ReconstructionNetwork, config),
+        decoded(references),
+        rows,
+        feature_extractor,
+        args,
+        accelerator,
+        extraction_batch_size=args.extraction_batch_size,
+        state_dir=args.state_dir,
+        resume_from=resume_from,
+    )
+    return model, feature_extractor
 
 
 def resolved_recipe(args: TrainArguments) -> dict[str, Any]:

@@ -15,6 +15,21 @@ FORMAT_VERSION = 1
 KINDS = ("model", "autoencoder", "fusion", "feature_fusion")
 RUN_FILE = "run.json"
 ADAPTER_FOLDER = "adapter"
+MODEL_TEXT = """\
+A {encoder} encoder ({num_layers} layers of size {hidden_size}; weights: {origin}; training:
+{training}), the front end `{front_end}`, `{pooling}` pooling, the head `{head}` over {num_classes}
+proxy classes and the detector `{detector}`."""
+AUTOENCODER_TEXT = """\
+A baseline of DCASE Task 2: for each machine an autoencoder of {frames} stacked log-mel frames of
+{bins} bins (channel: {channels}; {num_parameters} parameters in all; {epochs} epochs), scored by
+{scoring}."""
+SCORINGS = {
+    "mse": "the mean squared error of a clip",
+    "mahalanobis": (
+        "the squared Mahalanobis length of a clip's mean residual, by the covariance of source or\n"
+        "of target residuals, whichever makes it smaller"
+    ),
+}
 
 
 def write_run(
@@ -26,9 +41,10 @@ def write_run(
     recipe: Mapping[str, Any],
     metrics: Mapping[str, Any],
     thresholds: Mapping[str, float | None],
+    kind: str = "model",
     adapter: Any = None,  # noqa: ANN401 - a PeftModel, which nearfar must not import
 ) -> None:
-    """Write a run folder of kind "model": weights, code, extractor, bank, recipe, figures, card.
+    """Write a run folder: weights, code, extractor, bank, recipe, figures, card.
 
     Args:
         folder: The run folder; its `trainer_state/` is left alone.
@@ -38,6 +54,7 @@ def write_run(
         recipe: All arguments as resolved.
         metrics: What `metrics.json` holds.
         thresholds: Per machine, for the card; None where there is none.
+        kind: "model" or "autoencoder", as the model is.
         adapter: With `save_pretrained`; what LoRA added to the weights of `model`. It goes to a
             folder of its own: beside merged weights it would be added again on loading.
     """
@@ -53,7 +70,7 @@ def write_run(
         write_json(partial / "metrics.json", metrics)
         card = model_card(model.config, recipe, metrics, thresholds)
         (partial / "README.md").write_text(card, encoding="utf-8")
-        run = {"format_version": FORMAT_VERSION, "kind": "model", "members": []}
+        run = {"format_version": FORMAT_VERSION, "kind": kind, "members": []}
         write_json(partial / RUN_FILE, run)
     if adapter is None:  # of the run that was here before
         shutil.rmtree(folder / ADAPTER_FOLDER, ignore_errors=True)
@@ -86,7 +103,7 @@ def read_run(folder: Path) -> dict[str, Any]:
 
 
 def model_card(
-    config: Any,  # noqa: ANN401 - an AsdConfig
+    config: Any,  # noqa: ANN401 - an AsdConfig or an AutoencoderConfig
     recipe: Mapping[str, Any],
     metrics: Mapping[str, Any],
     thresholds: Mapping[str, float | None],
@@ -98,6 +115,32 @@ def model_card(
         for machine, value in sorted(thresholds.items())
     ]
     return Template(template.read_text(encoding="utf-8")).substitute(
+        system=described(config, recipe, metrics),
+        year=recipe["year"],
+        seed=recipe["seed"],
+        num_references=metrics["num_references"],
+        num_calibration=metrics["num_calibration"],
+        example=sorted(thresholds)[0],
+        thresholds="\n".join(rows),
+    )
+
+
+def described(
+    config: Any,  # noqa: ANN401 - as above
+    recipe: Mapping[str, Any],
+    metrics: Mapping[str, Any],
+) -> str:
+    """Return what kind of a system it is, for the card."""
+    if config.model_type == "nearfar_autoencoder":
+        return AUTOENCODER_TEXT.format(
+            num_parameters=metrics["num_parameters"],
+            channels=" and ".join(config.channels),
+            frames=config.num_stacked_frames,
+            bins=config.num_mel_bins,
+            epochs=recipe["num_train_epochs"],
+            scoring=SCORINGS[config.scoring],
+        )
+    return MODEL_TEXT.format(
         encoder=config.encoder_config.model_type.removeprefix("nearfar_").upper(),
         hidden_size=config.encoder_config.hidden_size,
         num_layers=config.encoder_config.num_hidden_layers,
@@ -107,11 +150,5 @@ def model_card(
         detector=config.detector,
         training="none: frozen encoder" if metrics["frozen_encoder"] else "fine-tuned on normals",
         origin=recipe.get("encoder_checkpoint") or "random initialisation",
-        year=recipe["year"],
-        seed=recipe["seed"],
         num_classes=metrics["num_classes"],
-        num_references=metrics["num_references"],
-        num_calibration=metrics["num_calibration"],
-        example=sorted(thresholds)[0],
-        thresholds="\n".join(rows),
     )
