@@ -44,10 +44,15 @@ class TrainingOptions:
         default=None, metadata={"help": "Optimiser updates; overrides num_train_epochs."}
     )
     train_batch_size: int = field(
-        default=16, metadata={"help": "Clips per batch, all processes together."}
+        default=16,
+        metadata={
+            "help": "Clips per batch, all processes together; autoencoders: stacks of frames."
+        },
     )
     gradient_accumulation_steps: int = field(default=1, metadata={"help": "Batches per update."})
-    learning_rate: float = field(default=1e-4, metadata={"help": "Peak learning rate of AdamW."})
+    learning_rate: float = field(
+        default=1e-4, metadata={"help": "Peak rate of AdamW; autoencoders: of Adam."}
+    )
     weight_decay: float = field(default=0.01, metadata={"help": "Of AdamW."})
     lr_scheduler_type: str = field(
         default="cosine", metadata={"help": "A schedule of transformers, e.g. linear or cosine."}

@@ -1,7 +1,10 @@
 """The official baselines from recordings to a score folder; interrupted, resumed, refused."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +22,7 @@ from nearfar import autoencoder_training
 from nearfar.evaluation import ScoreTable
 from nearfar.hub import read_run
 from nearfar.training import TrainingInterruptedError
-from tests.scripts import run_script, weights
+from tests.scripts import assert_two_processes_train_as_one, run_script, weights
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZES = {"num_mel_bins": 16, "hidden_size": 8, "num_hidden_layers": 1, "bottleneck_size": 4}
@@ -122,6 +125,34 @@ def test_a_clip_scores_alone_and_in_the_pipeline_as_in_score_py(
         assert verdict["anomaly_score"] == pytest.approx(expected[0], rel=1e-4)
         assert verdict["machine"] == clip["machine"]
         assert int(verdict["anomalous"]) == int(table.decisions[row][0])
+
+
+def test_the_folder_needs_nothing_of_nearfar(
+    runs: dict[str, Path], factory_dir: Path, tmp_path: Path
+) -> None:
+    clip = sorted((factory_dir / "dev_data" / "raw").glob("*/test/*.wav"))[0]
+    code = (
+        "import sys; from transformers import pipeline;"
+        "pipe = pipeline('anomalous-sound-detection', model=sys.argv[1], trust_remote_code=True);"
+        "print(pipe(sys.argv[2], machine=sys.argv[3])['anomaly_score']);"
+        "assert not {'modeling', 'nearfar', 'data_scripts'} & set(sys.modules)"
+    )
+    words = [sys.executable, "-I", "-c", code, runs["mahalanobis"], clip, clip.parts[-3]]
+    environment = {key: os.environ[key] for key in ("PATH", "LD_LIBRARY_PATH") if key in os.environ}
+    environment |= {"HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    finished = subprocess.run(
+        [str(word) for word in words],
+        check=True,
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=environment,
+    )
+    clips = decoded(load_near_far(factory_dir)["test"])
+    machine = f"2026/{clip.parts[-3]}/00"
+    row = next(c for c in clips if (c["machine"], c["file_name"]) == (machine, clip.name))
+    expected = score.load_scorer(runs["mahalanobis"]).score([row]).anomaly_scores[0]
+    assert float(finished.stdout.split()[-1]) == pytest.approx(expected, rel=1e-4)
 
 
 def test_training_reconstructs_better_than_the_first_epoch(runs: dict[str, Path]) -> None:
@@ -257,3 +288,10 @@ def decoded_row(num_samples: int) -> dict[str, object]:
     samples = np.zeros(num_samples, dtype=np.float32)
     machine = {"machine": "2026/fan/00", "file_name": "short.wav", "attributes": ""}
     return machine | {"near": samples, "far": None, "domain": "source", "condition": "normal"}
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_machines_and_train_as_one(
+    factory_dir: Path, tmp_path: Path
+) -> None:
+    assert_two_processes_train_as_one(["--data_dir", factory_dir, *tiny()], tmp_path)
