@@ -37,7 +37,7 @@ from modeling import (
 )
 from modeling.convert_original import load_original
 from nearfar.arguments import changed_names, parse_arguments, script
-from nearfar.autoencoder_training import STATE_PREFIX, AutoencoderOptions, train_autoencoders
+from nearfar.autoencoder_training import AutoencoderOptions, saved_states, train_autoencoders
 from nearfar.embeddings import EmbeddingTable, extract_embeddings
 from nearfar.hub import write_run
 from nearfar.proxy_labels import PARTS, ProxyLabels, pseudo_attributes
@@ -524,15 +524,7 @@ def fit_autoencoders(
     accelerator: Accelerator,
 ) -> tuple[AutoencoderModel, AsdFeatureExtractor]:
     """Train the networks of every machine, but for those of the states asked for."""
-    resume_from = None
-    if args.resume_from_checkpoint is not None:
-        asked = args.resume_from_checkpoint
-        resume_from = args.state_dir if asked == "latest" else Path(asked)
-        if not any(resume_from.glob(f"{STATE_PREFIX}*")):
-            raise FileNotFoundError(
-                f"There is no saved state to resume from: {asked} ({resume_from}). "
-                "Leave out --resume_from_checkpoint to start anew."
-            )
+    resume_from = saved_states(args.state_dir, args.resume_from_checkpoint)
     options: Any = args.autoencoder_config or {}
     possible = set(AutoencoderConfig.__annotations__) - {"machines", "channels", "format_version"}
     if unknown := sorted(set(options) - possible):

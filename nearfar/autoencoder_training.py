@@ -1,9 +1,10 @@
-"""Training of the baselines' autoencoders: machine by machine, resumed between machines."""
+"""Training of the baselines' autoencoders, machine by machine; interruptible, resumed exactly."""
 
 import hashlib
 import json
 import logging
 import math
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,7 @@ from nearfar.training import TrainingInterruptedError, TrainingOptions, terminat
 logger = logging.getLogger(__name__)
 
 STATE_PREFIX = "autoencoder_"
+SAVE_SECONDS = 60  # between two saved states of an unfinished network
 
 
 @dataclass(kw_only=True)
@@ -100,12 +102,12 @@ def train_autoencoders(
         options: Of the training.
         accelerator: Gives the device, the processes and the log.
         extraction_batch_size: Clips whose spectrograms are computed at once.
-        state_dir: Where the networks of each finished machine are saved. Without `resume_from`
-            those of an earlier training are removed.
-        resume_from: A folder of such states; its machines are not trained again.
+        state_dir: Where the networks of each finished machine, and the state of an unfinished one,
+            are saved. Without `resume_from` those of an earlier training are removed.
+        resume_from: A folder of such states; a machine finished there is not trained again.
 
     Raises:
-        TrainingInterruptedError: Ctrl-C or a termination signal; finished machines are saved.
+        TrainingInterruptedError: Ctrl-C or a termination signal; everything is saved.
         FloatingPointError: A loss is not finite.
         ValueError: A state belongs to other clips or options, or a machine has too few vectors.
     """
@@ -122,37 +124,41 @@ def train_autoencoders(
         machine: training_digest([rows[i] for i in indices], model.config, options)
         for machine, indices in of_machine.items()
     }
-    shared = machines[accelerator.process_index :: accelerator.num_processes]
     with termination_flag() as interrupted:
-        for number, machine in enumerate(shared):
+        for machine in machines[accelerator.process_index :: accelerator.num_processes]:
             state = None
             if resume_from is not None:
-                state = read_state(resume_from, machine, digests[machine])
+                state = read_state(finished_path(resume_from, machine), digests[machine])
             if state is not None:
                 logger.info("%s is trained already.", machine)
-            else:
-                loader = clip_loader(
-                    clips, of_machine[machine], feature_extractor, options, extraction_batch_size
+                write_state(finished_path(state_dir, machine), digests[machine], state)
+                continue
+            loader = clip_loader(
+                clips, of_machine[machine], feature_extractor, options, extraction_batch_size
+            )
+            domains = [rows[i]["domain"] for i in of_machine[machine]]
+            heard = hear(model, loader, domains, accelerator.device)
+            state = {}
+            for channel, data in heard.items():
+                unfinished = UnfinishedState(
+                    read=None
+                    if resume_from is None
+                    else unfinished_path(resume_from, machine, channel),
+                    write=unfinished_path(state_dir, machine, channel),
+                    digest=digests[machine],
                 )
-                domains = [rows[i]["domain"] for i in of_machine[machine]]
-                heard = hear(model, loader, domains, accelerator.device)
-                state = {}
-                for channel, data in heard.items():
-                    name = machine if len(heard) == 1 else f"{machine} {channel}"
-                    network = train_network(
-                        build_network, data, options, accelerator, name, interrupted
-                    )
-                    if interrupted:
-                        raise TrainingInterruptedError(
-                            f"Interrupted in {name}; {number} of {len(shared)} machines are done "
-                            "and saved. Go on with the same command and --resume_from_checkpoint "
-                            "latest"
-                        )
-                    state |= {f"{channel}.{key}": t for key, t in network.state_dict().items()}
-            write_state(state_dir, machine, digests[machine], state)
+                name = machine if len(heard) == 1 else f"{machine} {channel}"
+                network = train_network(
+                    build_network, data, options, accelerator, name, unfinished, interrupted
+                )
+                state |= {f"{channel}.{key}": t for key, t in network.state_dict().items()}
+            write_state(finished_path(state_dir, machine), digests[machine], state)
+            for channel in heard:
+                unfinished_path(state_dir, machine, channel).unlink(missing_ok=True)
     accelerator.wait_for_everyone()
     for machine in machines:
-        model.networks_of(machine).load_state_dict(read_state(state_dir, machine, digests[machine]))
+        state = read_state(finished_path(state_dir, machine), digests[machine])
+        model.networks_of(machine).load_state_dict(state)
 
 
 def clip_loader(
@@ -213,12 +219,61 @@ def hear(
     }
 
 
+@dataclass(frozen=True)
+class UnfinishedState:
+    """Where the training of one network is saved between epochs, and resumed.
+
+    Attributes:
+        read: File to go on from, if it is there; None to start anew.
+        write: File to save to.
+        digest: Of all that the network depends on.
+    """
+
+    read: Path | None
+    write: Path
+    digest: str
+
+
+@dataclass
+class NetworkTraining:
+    """A network and all on which its next epoch depends."""
+
+    network: nn.Module
+    optimizer: torch.optim.Optimizer
+    generator: torch.Generator
+    epoch: int = 0
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return everything as tensors."""
+        state = {f"network.{name}": t for name, t in self.network.state_dict().items()}
+        for index, values in self.optimizer.state_dict()["state"].items():
+            state |= {f"optimizer.{index}.{name}": t for name, t in values.items()}
+        return state | {"generator": self.generator.get_state(), "epoch": torch.tensor(self.epoch)}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take over what `state_dict` returned."""
+        prefix = "network."
+        self.network.load_state_dict(
+            {name.removeprefix(prefix): t for name, t in state.items() if name.startswith(prefix)}
+        )
+        of_parameter: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in state.items():
+            if name.startswith("optimizer."):
+                _, index, key = name.split(".")
+                of_parameter.setdefault(int(index), {})[key] = tensor
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": of_parameter, "param_groups": groups})
+        self.generator.set_state(state["generator"])
+        self.epoch = int(state["epoch"])
+
+
 def train_network(
     build_network: Callable[[], nn.Module],
     data: StackedFrames,
     options: AutoencoderOptions,
     accelerator: Accelerator,
     name: str,
+    unfinished: UnfinishedState,
     interrupted: Sequence[int] = (),
 ) -> nn.Module:
     """Return a new network, trained to reconstruct its input, with its residuals' covariances.
@@ -229,55 +284,86 @@ def train_network(
         options: Of the training.
         accelerator: Gives the device and the log.
         name: Of the machine, for the log and the errors.
-        interrupted: Training ends after an epoch in which this is no longer empty, unfinished.
+        unfinished: Where the training is saved, and perhaps goes on from.
+        interrupted: Training stops after an epoch in which this is no longer empty.
+
+    Raises:
+        TrainingInterruptedError: It was interrupted; it is saved.
+        FloatingPointError: The loss is not finite.
+        ValueError: There are too few vectors, or their residuals have no covariance.
     """
-    generator = torch.Generator().manual_seed(options.seed)
-    order = torch.randperm(len(data), generator=generator)
-    num_validation = int(options.validation_share * len(data))
-    validation, training = order[:num_validation], order[num_validation:]
-    if len(training) < 2:
-        raise ValueError(
-            f"{name} has {len(data)} input vectors, {len(training)} of them to train on, but batch "
-            "normalisation needs 2. Add normal clips of it, or leave it out with machine_types."
-        )
+    training, validation = training_and_validation(len(data), options, name)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
         network: Any = build_network().to(accelerator.device)
-    optimizer = torch.optim.Adam(network.parameters(), lr=options.learning_rate, fused=True)
+    progress = NetworkTraining(
+        network=network,
+        optimizer=torch.optim.Adam(network.parameters(), lr=options.learning_rate, fused=True),
+        generator=torch.Generator().manual_seed(options.seed),
+    )
+    if unfinished.read is not None and (state := read_state(unfinished.read, unfinished.digest)):
+        progress.load_state_dict(state)
+        logger.info("%s goes on after epoch %d.", name, progress.epoch)
 
-    def batches() -> list[Tensor]:
-        shuffled = training[torch.randperm(len(training), generator=generator)]
-        rows = shuffled.to(data.starts.device).split(options.train_batch_size)
-        return [batch for batch in rows if len(batch) > 1]  # of one vector there is no variance
+    def batches(rows: Tensor) -> list[Tensor]:
+        split = rows.to(data.starts.device).split(options.train_batch_size)
+        return [batch for batch in split if len(batch) > 1]  # of one vector there is no variance
 
+    def shuffled() -> list[Tensor]:
+        return batches(training[torch.randperm(len(training), generator=progress.generator)])
+
+    total, saved = options.num_train_epochs, time.monotonic()
     with tqdm(
-        total=options.num_train_epochs,
+        total=total,
+        initial=progress.epoch,
         desc=name,
         unit="epoch",
         disable=not accelerator.is_main_process,
     ) as bar:
-        for epoch in range(options.num_train_epochs):
-            loss = train_epoch(network, data, batches(), optimizer)
-            values = {"loss": loss}
-            if num_validation:
-                rows = validation.to(data.starts.device).split(options.train_batch_size)
-                values["validation_loss"] = reconstruction_error(network, data, rows)
-            if not math.isfinite(loss):
+        while progress.epoch < total:
+            values = {"loss": train_epoch(network, data, shuffled(), progress.optimizer)}
+            progress.epoch += 1
+            if not math.isfinite(values["loss"]):
                 raise FloatingPointError(
-                    f"The loss of {name} became {loss} in epoch {epoch + 1}. Check its clips, and "
-                    f"train anew with a learning_rate below {options.learning_rate}."
+                    f"The loss of {name} became {values['loss']} in epoch {progress.epoch}. Check "
+                    f"its clips, and train anew with a learning_rate below {options.learning_rate}."
                 )
-            accelerator.log({f"{name}/{key}": value for key, value in values.items()}, epoch + 1)
+            if watched := batches(validation):
+                values["validation_loss"] = reconstruction_error(network, data, watched)
+            accelerator.log({f"{name}/{k}": value for k, value in values.items()}, progress.epoch)
             bar.set_postfix({key: f"{value:.3f}" for key, value in values.items()})
             bar.update()
+            last = bool(interrupted) or progress.epoch == total
+            if last or time.monotonic() - saved > SAVE_SECONDS:
+                write_state(unfinished.write, unfinished.digest, progress.state_dict())
+                saved = time.monotonic()
             if interrupted:
-                return network  # type: ignore[no-any-return]  # an nn.Module, see above
-    for domain, covariance in residual_covariances(network, data, batches()).items():
+                raise TrainingInterruptedError(
+                    f"Interrupted in {name} after epoch {progress.epoch} of {total}; everything is "
+                    "saved. Go on with the same command and --resume_from_checkpoint latest"
+                )
+    for domain, covariance in residual_covariances(network, data, shuffled()).items():
         try:
             network.set_covariance(domain, covariance)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
-    return network  # type: ignore[no-any-return]  # as above
+    return network  # type: ignore[no-any-return]  # an nn.Module, which has no set_covariance
+
+
+def training_and_validation(
+    num_vectors: int, options: AutoencoderOptions, name: str
+) -> tuple[Tensor, Tensor]:
+    """Return the rows to train on and those to validate on, or raise ValueError if too few."""
+    generator = torch.Generator().manual_seed(options.seed)
+    order = torch.randperm(num_vectors, generator=generator)
+    num_validation = int(options.validation_share * num_vectors)
+    if num_vectors - num_validation < 2:
+        raise ValueError(
+            f"{name} has {num_vectors} input vectors, {num_vectors - num_validation} of them to "
+            "train on, but batch normalisation needs 2. Add normal clips of it, or leave it out "
+            "with machine_types."
+        )
+    return order[num_validation:], order[:num_validation]
 
 
 def train_epoch(
@@ -362,37 +448,56 @@ def training_digest(
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
 
 
-def write_state(folder: Path, machine: str, digest: str, state: Mapping[str, Tensor]) -> None:
-    """Write a finished machine's networks, whole or not at all."""
-    path = state_path(folder, machine)
+def write_state(path: Path, digest: str, state: Mapping[str, Tensor]) -> None:
+    """Write tensors, whole or not at all, with a digest of all that they depend on."""
     partial = path.with_name(f".{path.name}.partial")
     tensors = {name: tensor.cpu().contiguous() for name, tensor in state.items()}
     try:
-        save_file(tensors, partial, metadata={"machine": machine, "digest": digest})
+        save_file(tensors, partial, metadata={"digest": digest})
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
 
 
-def read_state(folder: Path, machine: str, digest: str) -> dict[str, Tensor] | None:
-    """Return a finished machine's networks; None if it is not finished.
+def read_state(path: Path, digest: str) -> dict[str, Tensor] | None:
+    """Return what `write_state` wrote; None if there is no such file.
 
     Raises:
-        ValueError: They were trained on other clips or with other options.
+        ValueError: It was trained on other clips or with other options.
     """
-    path = state_path(folder, machine)
     if not path.is_file():
         return None
     with safe_open(path, framework="pt") as file:
         if file.metadata()["digest"] != digest:
             raise ValueError(
-                f"The networks of {machine} in {folder} were trained on other clips, or with other "
-                "sizes or options. Give the same ones, or train anew without "
-                "--resume_from_checkpoint."
+                f"{path} was trained on other clips, or with other sizes or options. Give the same "
+                "ones, or train anew without --resume_from_checkpoint."
             )
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
 
 
-def state_path(folder: Path, machine: str) -> Path:
-    """Return the file of a machine's networks; two machines never share one."""
+def finished_path(folder: Path, machine: str) -> Path:
+    """Return the file of a finished machine's networks; two machines never share one."""
     return folder / f"{STATE_PREFIX}{quote(machine, safe='')}.safetensors"
+
+
+def unfinished_path(folder: Path, machine: str, channel: str) -> Path:
+    """Return the file of an unfinished network."""
+    return finished_path(folder, machine).with_suffix(f".{channel}.unfinished")
+
+
+def saved_states(state_dir: Path, asked: str | None) -> Path | None:
+    """Return the folder to resume from: None for none, `state_dir` for "latest", or the one asked.
+
+    Raises:
+        FileNotFoundError: It holds no state.
+    """
+    if asked is None:
+        return None
+    folder = state_dir if asked == "latest" else Path(asked)
+    if not any(folder.glob(f"{STATE_PREFIX}*")):
+        raise FileNotFoundError(
+            f"There is no saved state to resume from: {asked} ({folder}). Leave out "
+            "--resume_from_checkpoint to start anew."
+        )
+    return folder

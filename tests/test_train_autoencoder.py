@@ -188,18 +188,19 @@ def test_interrupted_and_resumed_trains_no_machine_twice(
     trained: list[str] = []
     train_network = autoencoder_training.train_network
 
-    def watch(build, data, options, accelerator, name, interrupted=()):
+    def watch(build, data, options, accelerator, name, unfinished, interrupted):
         trained.append(name)
         if len(trained) == 2:
             interrupted.append(2)  # as the signal handler does
-        return train_network(build, data, options, accelerator, name, interrupted)
+        return train_network(build, data, options, accelerator, name, unfinished, interrupted)
 
     monkeypatch.setattr(autoencoder_training, "train_network", watch)
     arguments = ["--data_dir", factory_dir, "--output_dir", tmp_path, *tiny()]
-    with pytest.raises(TrainingInterruptedError, match="1 of 2 machines are done"):
+    with pytest.raises(TrainingInterruptedError, match="after epoch 1 of 3; everything is saved"):
         run_script(train, arguments, monkeypatch)
     assert not (tmp_path / "run.json").exists()
     run_script(train, [*arguments, "--resume_from_checkpoint", "latest"], monkeypatch)
+    assert not list((tmp_path / "trainer_state").glob("*.unfinished"))
     machines = ReferenceBank.from_pretrained(tmp_path).machines
     assert trained == [machines[0], machines[1], machines[1]]
     whole, halves = weights(runs["mse"]), weights(tmp_path)
@@ -260,7 +261,7 @@ def test_resuming_on_other_clips_or_options_is_refused(
         next(data.rglob("train/*.wav")).unlink()
     arguments = ["--data_dir", data, "--output_dir", tmp_path / "run", *tiny(), *more]
     resume = ["--resume_from_checkpoint", runs["mse"] / "trainer_state"]
-    with pytest.raises(ValueError, match="trained on other clips"):
+    with pytest.raises(ValueError, match="was trained on other clips"):
         run_script(train, [*arguments, *resume], monkeypatch)
 
 

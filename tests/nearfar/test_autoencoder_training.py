@@ -1,5 +1,6 @@
 """Input vectors, training steps and covariances, by plain derivations in float64."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,13 +13,16 @@ from nearfar import autoencoder_training
 from nearfar.autoencoder_training import (
     AutoencoderOptions,
     StackedFrames,
+    UnfinishedState,
+    finished_path,
     hear,
     read_state,
     residual_covariances,
-    state_path,
     train_network,
+    unfinished_path,
     write_state,
 )
+from nearfar.training import TrainingInterruptedError
 
 BINS, STACKED = 4, 3
 
@@ -57,6 +61,11 @@ def stacked(lengths: list[int], domains: list[str | None], *, seed: int = 0) -> 
     ]
     model = SimpleNamespace(config=config, log_mel=log_mel)
     return hear(model, loader, domains, torch.device("cpu"))["near"]
+
+
+@pytest.fixture
+def unfinished(tmp_path: Path) -> UnfinishedState:
+    return UnfinishedState(read=None, write=tmp_path / "state", digest="digest")
 
 
 def test_a_vector_is_consecutive_frames_of_one_clip() -> None:
@@ -119,15 +128,17 @@ def plain_adam(weight, bias, batches, vectors, *, rate):
     return weight, bias
 
 
-def test_training_is_adam_on_the_mean_squared_error_of_the_rows_that_do_not_validate() -> None:
+def test_training_is_adam_on_the_mean_squared_error_of_the_rows_that_do_not_validate(
+    unfinished: UnfinishedState,
+) -> None:
     data = stacked([6] * 10, ["source"] * 8 + ["target"] * 2)
     options = AutoencoderOptions(
         num_train_epochs=2, train_batch_size=9, learning_rate=0.01, validation_share=0.25, seed=3
     )
-    network = train_network(Fake, data, options, Accelerator(), "2026/fan/00")
+    network = train_network(Fake, data, options, Accelerator(), "2026/fan/00", unfinished)
 
+    training = torch.randperm(40, generator=torch.Generator().manual_seed(3))[10:]
     generator = torch.Generator().manual_seed(3)
-    training = torch.randperm(40, generator=generator)[10:]
     batches = []
     for _ in range(2):
         shuffled = training[torch.randperm(30, generator=generator)]
@@ -147,28 +158,36 @@ def test_training_is_adam_on_the_mean_squared_error_of_the_rows_that_do_not_vali
     assert set(network.covariances) == {"source", "target"}
 
 
-def test_torchs_random_state_is_left_alone() -> None:
+def test_torchs_random_state_is_left_alone(
+    unfinished: UnfinishedState,
+) -> None:
     state = torch.random.get_rng_state()
     options = AutoencoderOptions(num_train_epochs=1)
-    train_network(Fake, stacked([6] * 4, ["source"] * 4), options, Accelerator(), "fan")
+    train_network(Fake, stacked([6] * 4, ["source"] * 4), options, Accelerator(), "fan", unfinished)
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
-def test_a_loss_that_is_not_finite_stops_training_by_name() -> None:
+def test_a_loss_that_is_not_finite_stops_training_by_name(
+    unfinished: UnfinishedState,
+) -> None:
     data = stacked([6] * 4, ["source"] * 4)
     data.frames[5] = torch.nan
     options = AutoencoderOptions(num_train_epochs=3)
     with pytest.raises(FloatingPointError, match=r"loss of 2026/fan/00 became nan in epoch 1"):
-        train_network(Fake, data, options, Accelerator(), "2026/fan/00")
+        train_network(Fake, data, options, Accelerator(), "2026/fan/00", unfinished)
 
 
-def test_too_few_vectors_are_refused_by_name() -> None:
+def test_too_few_vectors_are_refused_by_name(
+    unfinished: UnfinishedState,
+) -> None:
     data = stacked([STACKED], ["source"])
     with pytest.raises(ValueError, match=r"2026/fan/00 has 1 input vectors, 1 of them to train"):
-        train_network(Fake, data, AutoencoderOptions(), Accelerator(), "2026/fan/00")
+        train_network(Fake, data, AutoencoderOptions(), Accelerator(), "2026/fan/00", unfinished)
 
 
-def test_a_batch_of_one_vector_is_left_out() -> None:
+def test_a_batch_of_one_vector_is_left_out(
+    unfinished: UnfinishedState,
+) -> None:
     """Batch normalisation would refuse it."""
     data = stacked([STACKED + 4] * 2, ["source"] * 2)  # 10 vectors
     options = AutoencoderOptions(num_train_epochs=1, train_batch_size=3, validation_share=0.0)
@@ -178,22 +197,52 @@ def test_a_batch_of_one_vector_is_left_out() -> None:
             super().__init__()
             self.linear = nn.Sequential(self.linear, nn.BatchNorm1d(BINS * STACKED))
 
-    network = train_network(Normalised, data, options, Accelerator(), "fan")
+    network = train_network(Normalised, data, options, Accelerator(), "fan", unfinished)
     assert network.linear[1].num_batches_tracked.item() == 3
 
 
+def test_interrupted_at_any_epoch_and_resumed_is_as_never_interrupted(tmp_path: Path) -> None:
+    data = stacked([6] * 10, ["source"] * 8 + ["target"] * 2)
+    options = AutoencoderOptions(num_train_epochs=5, train_batch_size=9, learning_rate=0.01)
+    accelerator = Accelerator()
+
+    class Normalised(Fake):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Sequential(self.linear, nn.BatchNorm1d(BINS * STACKED))
+
+    def learn(read: str | None, write: str, interrupted: tuple[int, ...] = ()) -> Fake:
+        files = UnfinishedState(
+            read=None if read is None else tmp_path / read, write=tmp_path / write, digest="digest"
+        )
+        return train_network(Normalised, data, options, accelerator, "fan", files, interrupted)
+
+    whole = learn(None, "whole")
+    for epoch in range(1, 6):  # each process does one epoch, and is stopped
+        with pytest.raises(TrainingInterruptedError, match=f"after epoch {epoch} of 5"):
+            learn("pieces" if epoch > 1 else None, "pieces", (15,))
+    pieces = learn("pieces", "pieces")
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(tensor, pieces.state_dict()[name]), name
+    assert pieces.covariances.keys() == whole.covariances.keys() == {"source", "target"}
+    for domain, covariance in whole.covariances.items():
+        assert torch.equal(covariance, pieces.covariances[domain])
+
+
 def test_states_of_machines_do_not_meet_and_are_whole_or_absent(tmp_path, monkeypatch) -> None:
-    names = ["2026/fan/00", "2026_fan_00", "2026/fan_00", "local/a.b c/00"]
-    assert len({state_path(tmp_path, name) for name in names}) == len(names)
-    for i, name in enumerate(names):
-        write_state(tmp_path, name, "digest", {"near.weight": torch.full((2,), float(i))})
-    for i, name in enumerate(names):
-        state = read_state(tmp_path, name, "digest")
+    names = ["2026/fan/00", "2026_fan_00", "2026/fan_00", "local/a.b c/00", "local/a.c/00"]
+    paths = [finished_path(tmp_path, name) for name in names]
+    paths += [unfinished_path(tmp_path, name, channel) for name in names for channel in ("n", "f")]
+    assert len(set(paths)) == len(paths)
+    for i, path in enumerate(paths):
+        write_state(path, "digest", {"near.weight": torch.full((2,), float(i))})
+    for i, path in enumerate(paths):
+        state = read_state(path, "digest")
         assert state is not None
         assert state["near.weight"].tolist() == [i, i]
-    assert read_state(tmp_path, "2026/pump/00", "digest") is None
-    with pytest.raises(ValueError, match=r"2026/fan/00 in .* were trained on other clips"):
-        read_state(tmp_path, names[0], "another digest")
+    assert read_state(finished_path(tmp_path, "2026/pump/00"), "digest") is None
+    with pytest.raises(ValueError, match=r"fan.* was trained on other clips"):
+        read_state(paths[0], "another digest")
 
     def fail(tensors, path, metadata):
         path.write_text("half")
@@ -201,5 +250,5 @@ def test_states_of_machines_do_not_meet_and_are_whole_or_absent(tmp_path, monkey
 
     monkeypatch.setattr(autoencoder_training, "save_file", fail)
     with pytest.raises(OSError, match="No space left"):
-        write_state(tmp_path, "2026/valve/00", "digest", {})
-    assert len(list(tmp_path.iterdir())) == len(names)
+        write_state(finished_path(tmp_path, "2026/valve/00"), "digest", {})
+    assert len(list(tmp_path.iterdir())) == len(paths)
