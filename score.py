@@ -18,7 +18,7 @@ from accelerate import Accelerator
 
 from data_scripts.ground_truth import read_ground_truth
 from data_scripts.near_far import decoded, known, load_near_far
-from modeling import AsdFeatureExtractor, AsdModel, Calibration, ReferenceBank
+from modeling import AsdFeatureExtractor, AsdModel, AutoencoderModel, Calibration, ReferenceBank
 from nearfar.arguments import parse_arguments, script
 from nearfar.embeddings import extract_embeddings
 from nearfar.evaluation import METRICS_FILE, ScoreTable, evaluate_scores, table_year
@@ -32,6 +32,8 @@ from nearfar.score_folder import Scored, write_scores
 from nearfar.scorers import FusionScorer, Scorer
 
 logger = logging.getLogger("nearfar.score")
+
+MODELS = {"model": AsdModel, "autoencoder": AutoencoderModel}  # by the kind in run.json
 
 
 @dataclass(kw_only=True)
@@ -65,17 +67,17 @@ class ScoreArguments(FusionOptions):
 
 @dataclass
 class ModelScorer:
-    """A run of kind "model".
+    """A run of kind "model" or "autoencoder".
 
     Attributes:
-        model: Gives embeddings.
+        model: Gives embeddings, or scores in their place.
         feature_extractor: Batches waveforms for the model.
         bank: Gives scores, thresholds and p-values from embeddings.
         recipe: All arguments that made the run.
         metrics: The run's own `metrics.json`.
     """
 
-    model: AsdModel
+    model: AsdModel | AutoencoderModel
     feature_extractor: AsdFeatureExtractor
     bank: ReferenceBank
     recipe: dict[str, Any]
@@ -224,12 +226,12 @@ def load_scorer(folder: Path) -> Scorer:
                 "fusion anew with score.py --fuse."
             )
         return FusionScorer(members, fusion, calibrate)
-    if run["kind"] != "model":
+    if run["kind"] not in MODELS:
         raise ValueError(
             f"{folder} is a {run['kind']!r}; this version of score.py scores runs of the kinds "
-            "'model' and 'fusion'."
+            f"{[*MODELS, 'fusion']}."
         )
-    model = AsdModel.from_pretrained(folder).eval()
+    model = MODELS[run["kind"]].from_pretrained(folder).eval()
     bank = ReferenceBank.from_pretrained(folder)
     bank.check_encoder(model)
     return ModelScorer(

@@ -9,6 +9,7 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -32,6 +33,9 @@ from modeling import (
     AsdFeatureExtractor,
     AsdForProxyClassification,
     AsdModel,
+    AutoencoderConfig,
+    AutoencoderModel,
+    ReconstructionNetwork,
     ReferenceBank,
     ThresholdName,
     encoder_fingerprint,
@@ -39,7 +43,8 @@ from modeling import (
 from modeling.calibration import check_rule
 from modeling.configuration_asd import CHANNELS
 from modeling.convert_original import load_original
-from nearfar.arguments import check_names, parse_arguments, script
+from nearfar.arguments import changed_names, check_names, parse_arguments, script
+from nearfar.autoencoder_training import saved_states, train_autoencoders
 from nearfar.checkpoints import latest_checkpoint
 from nearfar.embeddings import EmbeddingTable, extract_embeddings
 from nearfar.guard import GuardDecision, fit_guard
@@ -65,6 +70,13 @@ LOCAL_ARGUMENTS = (
     "report_to",
     "num_proc",
 )
+# What kind "autoencoder" reads beside LOCAL_ARGUMENTS.
+AUTOENCODER_ARGUMENTS = (
+    *("kind", "autoencoder_config", "year", "train_subsets", "machine_types", "resample"),
+    *("channels", "peak_normalize", "held_out_share", "threshold", "threshold_quantile"),
+    *("num_train_epochs", "train_batch_size", "learning_rate", "validation_share", "seed"),
+    *("deterministic", "extraction_batch_size", "dataloader_num_workers"),
+)
 
 
 @dataclass(kw_only=True)
@@ -82,6 +94,12 @@ class TrainArguments(TrainingOptions):
     resample: bool = field(default=False, metadata={"help": "Resample clips of other rates."})
     num_proc: int | None = field(default=None, metadata={"help": "Processes that prepare data."})
 
+    kind: Literal["model", "autoencoder"] = field(
+        default="model", metadata={"help": "autoencoder: an official baseline, see its recipes."}
+    )
+    autoencoder_config: dict | str | None = field(
+        default=None, metadata={"help": "Of kind autoencoder, as JSON: scoring, sizes."}
+    )
     encoder_checkpoint: Path | None = field(
         default=None, metadata={"help": "The authors' .pt, or a folder; None starts from scratch."}
     )
@@ -170,10 +188,6 @@ class TrainArguments(TrainingOptions):
     threshold_quantile: float = field(
         default=0.9, metadata={"help": "Share of normal clips below a threshold."}
     )
-    validation_share: float = field(
-        default=0.0,
-        metadata={"help": "Of each class's references, those that only select weights."},
-    )
     deterministic: bool = field(
         default=False, metadata={"help": "Refuse what a GPU does not do twice in the same way."}
     )
@@ -199,6 +213,7 @@ def main() -> None:
     """Read clips, train, fill the reference bank, write the run folder."""
     logging.basicConfig(format="%(message)s", level=logging.INFO)
     args = parse_arguments(TrainArguments)
+    check_kind(args)
     check_training(args)
     check_channels(args)
     check_lora(args)
@@ -212,6 +227,12 @@ def main() -> None:
     held_out = held_out_rows(machines, domains, share=args.held_out_share, seed=args.seed)
     references, calibration = clips.select((~held_out).nonzero()[0]), held_out.nonzero()[0]
     reference_rows = [row for row, held in zip(rows, held_out, strict=True) if not held]
+    held_back = clips.select(calibration) if len(calibration) else None
+    if args.kind == "autoencoder":
+        model, feature_extractor = fit_autoencoders(args, references, reference_rows, accelerator)
+        parts = model, feature_extractor, references, held_back
+        write_detector(args, accelerator, *parts, guard={})
+        return
     encoder = build_encoder(args)
     feature_extractor = AsdFeatureExtractor(
         sampling_rate=encoder.config.sampling_rate,
@@ -219,7 +240,7 @@ def main() -> None:
         peak_normalize=args.peak_normalize,
     )
     guard = guard_machines(args, references, feature_extractor, accelerator)
-    strengths = {machine: decision.strength for machine, decision in guard.items()}
+    strengths = strengths_of(guard)
     labels = make_labels(
         args, encoder, references, reference_rows, feature_extractor, strengths, accelerator
     )
@@ -241,10 +262,39 @@ def main() -> None:
             args,
             accelerator,
         )
+    write_detector(
+        args,
+        accelerator,
+        model,
+        feature_extractor,
+        references,
+        held_back,
+        guard=guard,
+        num_classes=labels.num_classes,
+        num_validation=int(judging.sum()),
+        adapter=adapter,
+    )
+
+
+def write_detector(
+    args: TrainArguments,
+    accelerator: Accelerator,
+    model: AsdForProxyClassification | AutoencoderModel,
+    feature_extractor: AsdFeatureExtractor,
+    references: Any,  # noqa: ANN401 - a Dataset
+    held_back: Any,  # noqa: ANN401 - the calibration clips, a Dataset; None without
+    *,
+    guard: Mapping[str, GuardDecision],
+    num_classes: int | None = None,
+    num_validation: int = 0,
+    adapter: "PeftModel | None" = None,
+) -> None:
+    """Fill the reference bank, calibrate it, and write the run folder."""
+    strengths = strengths_of(guard)
 
     def embed(chosen: Any, description: str) -> EmbeddingTable:  # noqa: ANN401 - a Dataset
         return extract_embeddings(
-            model.asd,
+            model.base_model,
             decoded(chosen),
             feature_extractor,
             batch_size=args.extraction_batch_size,
@@ -255,11 +305,11 @@ def main() -> None:
         )
 
     table = embed(references, "references")
-    calibrating = embed(clips.select(calibration), "calibration") if len(calibration) else None
+    calibrating = None if held_back is None else embed(held_back, "calibration")
     model.to("cpu")
     bank = ReferenceBank(
         model.config,
-        fingerprint=encoder_fingerprint(model.asd),
+        fingerprint=encoder_fingerprint(model.base_model),
         guard=strengths,
         threshold=args.threshold,
         threshold_quantile=args.threshold_quantile,
@@ -278,17 +328,29 @@ def main() -> None:
                 "recipe": args.recipe.stem if args.recipe else None,
                 "frozen_encoder": args.no_training,
                 "guard": {name: decision._asdict() for name, decision in guard.items()} or None,
-                "num_classes": labels.num_classes,
+                "num_classes": num_classes,
                 "num_references": len(references),
-                "num_validation": int(judging.sum()),
-                "num_calibration": len(calibration),
+                "num_validation": num_validation,
+                "num_calibration": 0 if held_back is None else len(held_back),
                 "num_parameters": sum(p.numel() for p in model.parameters()),
             },
             thresholds={name: bank.threshold(name) for name in bank.machines},
+            kind=args.kind,
             adapter=adapter,
         )
         print(f"{args.output_dir}: {len(bank.machines)} machines, {len(references)} references")  # noqa: T201 - the script's answer
     accelerator.end_training()
+
+
+def check_kind(args: TrainArguments) -> None:
+    """Raise ValueError where an argument was given that the kind of the system does not read."""
+    if args.kind == "autoencoder":
+        read = {*LOCAL_ARGUMENTS, *AUTOENCODER_ARGUMENTS}
+        unread = [name for name in changed_names(args) if name not in read]
+    else:
+        unread = [name for name in changed_names(args) if name == "autoencoder_config"]
+    if unread:
+        raise ValueError(f"kind={args.kind!r} does not read {unread}. Leave them out.")
 
 
 def check_channels(args: TrainArguments) -> None:
@@ -441,6 +503,11 @@ def guard_machines(
     for machine, decision in guard.items():
         logger.info("%s: front-end strength %g", machine, decision.strength)
     return guard
+
+
+def strengths_of(guard: Mapping[str, GuardDecision]) -> dict[str, float]:
+    """Return the front-end strength of each machine that the guard decided on."""
+    return {machine: decision.strength for machine, decision in guard.items()}
 
 
 def make_labels(
@@ -643,6 +710,41 @@ def fine_tune(
     if args.lora_rank is None:
         return model, None
     return copy.deepcopy(network).merge_and_unload(), network  # merging takes the adapter away
+
+
+def fit_autoencoders(
+    args: TrainArguments,
+    references: Any,  # noqa: ANN401 - a Dataset
+    rows: Sequence[dict[str, Any]],
+    accelerator: Accelerator,
+) -> tuple[AutoencoderModel, AsdFeatureExtractor]:
+    """Train the networks of every machine, but for those of the states asked for."""
+    resume_from = saved_states(args.state_dir, args.resume_from_checkpoint)
+    options: Any = args.autoencoder_config or {}
+    possible = set(AutoencoderConfig.__annotations__) - {"machines", "channels", "format_version"}
+    if unknown := sorted(set(options) - possible):
+        raise ValueError(f"autoencoder_config {unknown} are unknown; there are {sorted(possible)}.")
+    machines = sorted({row["machine"] for row in rows})
+    config = AutoencoderConfig(machines=machines, channels=args.channels, **options)
+    model = AutoencoderModel(config)
+    feature_extractor = AsdFeatureExtractor(
+        sampling_rate=config.sampling_rate,
+        min_num_samples=model.min_num_samples,
+        peak_normalize=args.peak_normalize,
+    )
+    train_autoencoders(
+        model,
+        partial(ReconstructionNetwork, config),
+        decoded(references),
+        rows,
+        feature_extractor,
+        args,
+        accelerator,
+        extraction_batch_size=args.extraction_batch_size,
+        state_dir=args.state_dir,
+        resume_from=resume_from,
+    )
+    return model, feature_extractor
 
 
 def resolved_recipe(args: TrainArguments) -> dict[str, Any]:

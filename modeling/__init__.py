@@ -15,6 +15,7 @@ from transformers.pipelines import PIPELINE_REGISTRY
 from .adversary import ADVERSARIES, Adversary
 from .calibration import THRESHOLDS, Calibration, Decision, DomainPValue, ThresholdName
 from .configuration_asd import FORMAT_VERSION, AsdConfig, BeatsConfig, EatConfig, FisherConfig
+from .configuration_autoencoder import AutoencoderConfig
 from .detectors import (
     DETECTORS,
     Detector,
@@ -23,6 +24,7 @@ from .detectors import (
     KnnDetector,
     LofDetector,
     MahalanobisDetector,
+    NormDetector,
     NotFittedError,
 )
 from .feature_extraction_asd import CHANNELS, AsdFeatureExtractor
@@ -59,6 +61,7 @@ from .modeling_asd import (
     AsdOutput,
     AsdPreTrainedModel,
 )
+from .modeling_autoencoder import AutoencoderModel, ReconstructionNetwork
 from .modeling_beats import BeatsForAudioClassification, BeatsModel
 from .modeling_eat import EatForAudioClassification, EatModel
 from .modeling_fisher import FisherModel
@@ -78,6 +81,7 @@ for _config, _model, _classifier in (
     (EatConfig, EatModel, EatForAudioClassification),
     (FisherConfig, FisherModel, None),
     (AsdConfig, AsdModel, AsdForProxyClassification),
+    (AutoencoderConfig, AutoencoderModel, None),
 ):
     AutoConfig.register(_config.model_type, _config, exist_ok=True)
     AutoModel.register(_config, _model, exist_ok=True)
@@ -118,6 +122,8 @@ __all__ = [
     "AsdOutput",
     "AsdPreTrainedModel",
     "AttentiveStatisticsPooling",
+    "AutoencoderConfig",
+    "AutoencoderModel",
     "BeatsConfig",
     "BeatsForAudioClassification",
     "BeatsModel",
@@ -148,8 +154,10 @@ __all__ = [
     "MeanPooling",
     "NearFrontEnd",
     "Nlms",
+    "NormDetector",
     "NotFittedError",
     "RdpPooling",
+    "ReconstructionNetwork",
     "ReferenceBank",
     "Rls",
     "SpectralSubtraction",

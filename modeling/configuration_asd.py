@@ -362,12 +362,7 @@ class AsdConfig(OwnTypeConfig):
 
     def validate_format_version(self) -> None:
         """Refuse a folder that a newer nearfar wrote."""
-        if self.format_version > FORMAT_VERSION:
-            raise ValueError(
-                f"This checkpoint has format version {self.format_version}, but this code reads "
-                f"versions up to {FORMAT_VERSION}. Update nearfar, or load the checkpoint with "
-                "its own code: trust_remote_code=True where nearfar is not installed."
-            )
+        check_format_version(self.format_version)
 
     def validate_channels(self) -> None:
         """Refuse unknown or repeated channels."""
@@ -466,6 +461,16 @@ class AsdConfig(OwnTypeConfig):
                 f"margin is an angle in radians in [0, pi/2), got {margin}. "
                 f"If you meant degrees, use {math.radians(margin):.3f}."
             )
+
+
+def check_format_version(format_version: int) -> None:
+    """Raise ValueError where a newer nearfar wrote a folder."""
+    if format_version > FORMAT_VERSION:
+        raise ValueError(
+            f"This checkpoint has format version {format_version}, but this code reads "
+            f"versions up to {FORMAT_VERSION}. Update nearfar, or load the checkpoint with "
+            "its own code: trust_remote_code=True where nearfar is not installed."
+        )
 
 
 def check_hidden_size(hidden_size: int, num_attention_heads: int) -> None:

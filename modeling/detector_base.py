@@ -19,11 +19,11 @@ class NotFittedError(ValueError):
 
 
 class Detector(Protocol):
-    """What every entry of `DETECTORS` constructs.
+    """What every entry of `DETECTORS` and `BANK_DETECTORS` constructs.
 
     An embedding is (clips, views, bands, size); a score depends on its own clip and on the
     references, never on the other clips that are scored with it. A view (a layer or a microphone)
-    and a band of a clip are compared with the same view and band of the references only.
+    and a band of a clip are compared, if at all, with the same view and band of the references.
     """
 
     def fit(self, embedding: Tensor, *, domains: Sequence[str | None] | None = None) -> Self:

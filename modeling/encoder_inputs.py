@@ -93,8 +93,21 @@ def check_attention_mask(
     check_num_samples(shortest, needed=needed, sampling_rate=sampling_rate, subject="A clip")
 
 
+def check_far(far_values: Tensor | None, has_far: Tensor | None) -> None:
+    """Raise ValueError where the far channel is to be encoded and there is none."""
+    missing = "every clip" if far_values is None else None
+    if has_far is not None and not bool(has_far.all()):
+        missing = f"clips {(~has_far).nonzero().flatten().tolist()} of the batch"
+    if missing:
+        raise ValueError(
+            f"This model's config.channels need the far channel, but far_values is missing for "
+            f"{missing}. Pass it, or take a model of channels=['near']."
+        )
+
+
 __all__ = [
     "check_attention_mask",
+    "check_far",
     "check_num_samples",
     "check_one_input",
     "check_spectrogram",

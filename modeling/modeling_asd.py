@@ -1,31 +1,24 @@
 """The detector's network: front end, encoder, pooling, projection, and the head for training."""
 
-import copy
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 from transformers.utils.generic import ModelOutput, can_return_tuple
 
 from .adversary import ADVERSARIES, Adversary, reversal_strength
 from .configuration_asd import CHANNELS, AsdConfig
+from .detector_checkpoint import DetectorPreTrainedModel
+from .encoder_inputs import check_far
 from .front_ends import FRONT_ENDS
 from .heads import HEADS, Head
 from .modeling_beats import BeatsModel
 from .modeling_eat import EatModel
 from .modeling_fisher import FisherModel
 from .pooling import POOLINGS, Pooling
-from .reference_bank import ReferenceBank
 from .spec_augment import mask_spectrogram
-
-if TYPE_CHECKING:
-    # save_pretrained looks for lines of this form: it is why a checkpoint carries its pipeline.
-    from .pipeline_asd import AnomalousSoundDetectionPipeline  # noqa: F401
 
 Encoder = BeatsModel | EatModel | FisherModel
 # model_type of the encoder's config -> constructor
@@ -48,20 +41,6 @@ LORA_MODULES_TO_SAVE = (
     *("asd.pooling", "asd.projection", "head"),
     *("domain_adversary", "channel_adversary"),
 )
-
-# What config.json says about the code beside it, whichever class was saved.
-AUTO_MAP = {
-    "AutoConfig": "configuration_asd.AsdConfig",
-    "AutoModel": "modeling_asd.AsdModel",
-    "AutoModelForAudioClassification": "modeling_asd.AsdForProxyClassification",
-}
-CUSTOM_PIPELINES = {
-    "anomalous-sound-detection": {
-        "impl": "pipeline_asd.AnomalousSoundDetectionPipeline",
-        "pt": ["AutoModel"],
-        "type": "audio",
-    }
-}
 
 
 @dataclass
@@ -94,98 +73,27 @@ class AsdOutput(ModelOutput):
     embedding: Tensor | None = None
 
 
-class AsdPreTrainedModel(PreTrainedModel):
-    """What both models share: how weights start, and what a checkpoint folder holds."""
+class AsdPreTrainedModel(DetectorPreTrainedModel):
+    """What both models share: how weights start, and which classes read a checkpoint folder."""
 
     config_class = AsdConfig
     config: AsdConfig
     base_model_prefix = "asd"
-    main_input_name = "near_values"
-    input_modalities = ["audio"]  # noqa: RUF012 an instance attribute above
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_attention_backend = True
 
-    # Name or folder, revision, token and local_files_only of from_pretrained; None for a new model.
-    _loaded_from: dict[str, Any] | None = None
+    AUTO_MAP: ClassVar[dict[str, str]] = {
+        "AutoConfig": "configuration_asd.AsdConfig",
+        "AutoModel": "modeling_asd.AsdModel",
+        "AutoModelForAudioClassification": "modeling_asd.AsdForProxyClassification",
+    }
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         if isinstance(module, (Head, Adversary)):
             module.reset_parameters()
-
-    @classmethod
-    def from_pretrained(  # type: ignore[override]  # what we do not touch stays in **kwargs
-        cls,
-        pretrained_model_name_or_path: str | os.PathLike[str],
-        *args: Any,  # noqa: ANN401  handed on
-        **kwargs: Any,  # noqa: ANN401  handed on
-    ) -> Self:
-        """Load a model as transformers does, and remember from where, for its reference bank."""
-        origin = {
-            "revision": kwargs.get("revision"),
-            "token": kwargs.get("token"),
-            "local_files_only": bool(kwargs.get("local_files_only")),
-        }
-        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-        model = loaded[0] if isinstance(loaded, tuple) else loaded  # output_loading_info=True
-        folder = Path(pretrained_model_name_or_path)
-        name_or_dir = str(folder.resolve() if folder.is_dir() else pretrained_model_name_or_path)
-        model._loaded_from = {"name_or_dir": name_or_dir, **origin}
-        return loaded
-
-    def load_reference_bank(self) -> ReferenceBank | None:
-        """Return the bank beside the weights this model was loaded from; None if there is none.
-
-        It is read at the same revision, with the same token. A new model has none.
-        """
-        if self._loaded_from is None:
-            return None
-        name_or_dir = Path(self._loaded_from["name_or_dir"])
-        if name_or_dir.is_absolute() and not name_or_dir.is_dir():  # deleted since, and no Hub name
-            return None
-        try:
-            return ReferenceBank.from_pretrained(**self._loaded_from)
-        except FileNotFoundError:
-            return None
-
-    def save_pretrained(  # type: ignore[override]  # what we do not touch stays in **kwargs
-        self,
-        save_directory: str | os.PathLike[str],
-        *,
-        is_main_process: bool = True,
-        push_to_hub: bool = False,
-        **kwargs: Any,  # noqa: ANN401  handed on
-    ) -> None:
-        """Save weights, config, code and, if this model was loaded with one, its reference bank.
-
-        A bank that is already in the folder stays as it is.
-
-        Args:
-            save_directory: Folder, made if needed.
-            is_main_process: Whether this process writes what all processes have in common.
-            push_to_hub: Upload the folder's content afterwards, to `repo_id` if given.
-            **kwargs: As transformers' `save_pretrained` and `push_to_hub` take them.
-        """
-        hub_options = {
-            key: kwargs.pop(key)
-            for key in ("repo_id", "commit_message", "create_pr", "private")
-            if key in kwargs
-        }
-        self.config.auto_map = dict(AUTO_MAP)
-        self.config.custom_pipelines = copy.deepcopy(CUSTOM_PIPELINES)
-        folder = Path(save_directory)
-        super().save_pretrained(folder, is_main_process=is_main_process, **kwargs)
-        if not is_main_process:
-            return
-        if not (folder / "reference_bank.json").exists():
-            bank = self.load_reference_bank()
-            if bank is not None:
-                bank.save_pretrained(folder)
-        if push_to_hub:  # after the bank is written, so that it is uploaded, too
-            repo_id = hub_options.pop("repo_id", folder.name)
-            self.push_to_hub(repo_id, token=kwargs.get("token"), **hub_options)
 
 
 class AsdModel(AsdPreTrainedModel):
@@ -397,18 +305,6 @@ class AsdModel(AsdPreTrainedModel):
         if "residual" in self.config.channels:
             pooled["residual"] = pooled["near"] - self.config.residual_weight * pooled["far"]
         return torch.cat([pooled[name] for name in self.config.channels], dim=1)
-
-
-def check_far(far_values: Tensor | None, has_far: Tensor | None) -> None:
-    """Raise ValueError where the far channel is to be encoded and there is none."""
-    missing = "every clip" if far_values is None else None
-    if has_far is not None and not bool(has_far.all()):
-        missing = f"clips {(~has_far).nonzero().flatten().tolist()} of the batch"
-    if missing:
-        raise ValueError(
-            f"This model's config.channels need the far channel, but far_values is missing for "
-            f"{missing}. Pass it, or take a model of channels=['near']."
-        )
 
 
 class Projection(nn.Module):

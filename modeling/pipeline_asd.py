@@ -51,7 +51,7 @@ class AnomalousSoundDetectionPipeline(Pipeline):
     _load_image_processor = _load_video_processor = False  # type: ignore[assignment]
     _load_feature_extractor = True  # type: ignore[assignment]
 
-    model: Any  # an AsdModel, or anything called like it, with load_reference_bank
+    model: Any  # a DetectorPreTrainedModel, or anything called like it, with its attributes
     feature_extractor: Any  # an AsdFeatureExtractor
 
     def __init__(self, model: PreTrainedModel, **kwargs: Any) -> None:  # noqa: ANN401  pipeline()'s
@@ -190,6 +190,8 @@ class AnomalousSoundDetectionPipeline(Pipeline):
     ) -> dict[str, Any]:
         """Embed one batch; the embedding comes first, because its length tells the batch's size."""
         machine = input_tensors.pop("machine")
+        if self.model.reads_machines:
+            input_tensors["machines"] = [machine] if isinstance(machine, str) else machine
         return {"embedding": self.model(**input_tensors).embedding, "machine": machine}
 
     def postprocess(  # type: ignore[override]  # the base class allows any parameter

@@ -31,7 +31,7 @@ from .calibration import (
     check_rule,
 )
 from .configuration_asd import FORMAT_VERSION
-from .detectors import DETECTORS, Detector
+from .detectors import BANK_DETECTORS, Detector
 
 TENSORS_NAME = "reference_bank.safetensors"
 JSON_NAME = "reference_bank.json"
@@ -82,7 +82,7 @@ class DetectorChoice(Protocol):
 
     @property
     def detector(self) -> str:
-        """A key of `DETECTORS`."""
+        """A key of `BANK_DETECTORS`."""
 
     @property
     def detector_options(self) -> dict[str, Any] | None:
@@ -148,8 +148,8 @@ class ReferenceBank:
         threshold: ThresholdName = "percentile",
         threshold_quantile: float = THRESHOLD_QUANTILE,
     ) -> None:
-        if config.detector not in DETECTORS:
-            choices = ", ".join(repr(name) for name in DETECTORS)
+        if config.detector not in BANK_DETECTORS:
+            choices = ", ".join(repr(name) for name in BANK_DETECTORS)
             raise ValueError(f"detector={config.detector!r} is not one of {choices}.")
         wrong = {
             name: strength for name, strength in (guard or {}).items() if not 0 <= strength <= 1
@@ -469,11 +469,11 @@ class ReferenceBank:
         return bank
 
     def _new_detector(self) -> Detector:
-        return DETECTORS[self.detector](**self.detector_options)
+        return BANK_DETECTORS[self.detector](**self.detector_options)
 
     def _all_options(self) -> dict[str, Any]:
         """Return the detector's options with its defaults, which a later version may change."""
-        parameters = inspect.signature(DETECTORS[self.detector]).parameters
+        parameters = inspect.signature(BANK_DETECTORS[self.detector]).parameters
         return {name: p.default for name, p in parameters.items()} | self.detector_options
 
     def _learn(

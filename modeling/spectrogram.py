@@ -1,14 +1,19 @@
 """Spectrograms as the encoders' authors compute them, batched, in torch, on any device.
 
-Log-mel as Kaldi does (BEATs, EAT); the log-magnitude of a short-time Fourier transform (FISHER).
+Log-mel as Kaldi does (BEATs, EAT) and as librosa does (the official baselines); the log-magnitude
+of a short-time Fourier transform (FISHER).
 """
 
+import functools
+import sys
 from typing import Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from transformers.audio_utils import mel_filter_bank
 
 PREEMPHASIS = 0.97
 ENERGY_FLOOR = 1.1920928955078125e-07  # float32 epsilon
@@ -206,6 +211,79 @@ class LogStft(nn.Module):
             return log_magnitude
 
 
+class LibrosaLogMel(nn.Module):
+    """Log-mel spectrogram in decibels, by librosa's defaults: 10 * log10(max(power, 2.2e-16)).
+
+    Zeros are put before and behind the clip, half a frame each, so that frame t has its middle at
+    sample t * hop_length; periodic Hann window, power spectrum, Slaney's mel filters, each divided
+    by its width, from 0 Hz to half the sampling rate. What the last frames hear behind a clip's end
+    is zero, so a clip that is padded with zeros has, up to its own `num_frames`, its own frames.
+
+    The result is float32 whatever the module's dtype or autocast. There are no parameters and no
+    buffers.
+
+    Args:
+        sampling_rate: Of the waveform, in hertz.
+        num_mel_bins: Number of filters.
+        n_fft: Samples of a frame, an even number.
+        hop_length: Samples from one frame to the next.
+    """
+
+    def __init__(
+        self,
+        *,
+        sampling_rate: int = 16_000,
+        num_mel_bins: int = 128,
+        n_fft: int = 1024,
+        hop_length: int = 512,
+    ) -> None:
+        super().__init__()
+        self.sampling_rate = checked_sampling_rate(sampling_rate)
+        self.num_mel_bins = num_mel_bins
+        self.n_fft = n_fft
+        self.hop_length = hop_length
+
+    def num_samples(self, num_frames: int) -> int:
+        """Return the fewest samples that have `num_frames` frames."""
+        return (num_frames - 1) * self.hop_length
+
+    def num_frames(self, num_samples: Tensor) -> Tensor:
+        """Return how many frames clips of `num_samples` (batch,) have, (batch,)."""
+        return 1 + num_samples // self.hop_length
+
+    def forward(self, waveform: Tensor) -> Tensor:
+        """Return the spectrogram in dB, (batch, frames, num_mel_bins) float32.
+
+        Args:
+            waveform: (batch, num_samples) in [-1, 1], zero behind each clip's end.
+        """
+        with torch.autocast(waveform.device.type, enabled=False):
+            padded = F.pad(waveform.float(), (self.n_fft // 2, self.n_fft // 2))
+            window = torch.hann_window(self.n_fft, dtype=torch.float32, device=waveform.device)
+            frames = padded.unfold(-1, self.n_fft, self.hop_length)  # (B, T, n_fft)
+            spectrum = torch.fft.rfft(frames * window)
+            power = spectrum.real.square() + spectrum.imag.square()  # (B, T, n_fft / 2 + 1)
+            filters = slaney_mel_filters(self.num_mel_bins, self.n_fft, self.sampling_rate)
+            mel = power @ torch.tensor(filters, device=waveform.device)
+            decibels: Tensor = 10 * mel.clamp_min(sys.float_info.epsilon).log10()
+            return decibels
+
+
+@functools.lru_cache(maxsize=8)
+def slaney_mel_filters(num_mel_bins: int, n_fft: int, sampling_rate: int) -> NDArray[np.float32]:
+    """Return triangles that are linear in frequency, (n_fft / 2 + 1, num_mel_bins), as librosa."""
+    filters: NDArray[np.float32] = mel_filter_bank(
+        num_frequency_bins=n_fft // 2 + 1,
+        num_mel_filters=num_mel_bins,
+        min_frequency=0.0,
+        max_frequency=sampling_rate / 2,
+        sampling_rate=sampling_rate,
+        norm="slaney",
+        mel_scale="slaney",
+    ).astype(np.float32)
+    return filters
+
+
 def own_mean(waveform: Tensor, lengths: Tensor | None) -> Tensor:
     """Return each clip's mean over its own samples, (batch, 1)."""
     if lengths is None:
@@ -253,4 +331,4 @@ def kaldi_mel_filters(num_mel_bins: int, n_fft: int, sampling_rate: int) -> NDAr
     return filters
 
 
-__all__ = ["KaldiLogMel", "LogStft"]
+__all__ = ["KaldiLogMel", "LibrosaLogMel", "LogStft"]

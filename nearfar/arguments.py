@@ -76,6 +76,18 @@ def check_names(option: str, chosen: Sequence[str], known: Collection[str]) -> N
         raise ValueError(f"--{option} {unknown} are unknown; there are {list(known)}.")
 
 
+def changed_names(arguments: Any) -> list[str]:  # noqa: ANN401 - any dataclass
+    """Return the names of the fields whose value is not their default, nor required."""
+    changed = []
+    for field in dataclasses.fields(arguments):
+        default = field.default
+        if field.default_factory is not dataclasses.MISSING:
+            default = field.default_factory()
+        if default is not dataclasses.MISSING and getattr(arguments, field.name) != default:
+            changed.append(field.name)
+    return changed
+
+
 def read_recipe(cls: type, path: Path) -> dict[str, Any]:
     """Read a recipe's values, checked against the fields of the dataclass `cls`."""
     if not path.is_file():

@@ -157,7 +157,8 @@ def extract_embeddings(
     clips' order.
 
     Args:
-        model: Called like `AsdModel.forward`; its `embedding` is (batch, views, bands, size).
+        model: Called like `AsdModel.forward`; its `embedding` is (batch, views, bands, size). With
+            an attribute `reads_machines` that is true it also gets `machines`, each clip's.
         clips: Decoded rows, map-style or streamed.
         feature_extractor: The model's `AsdFeatureExtractor`.
         batch_size: Clips per forward pass.
@@ -196,6 +197,7 @@ def extract_embeddings(
     ):
         for known, inputs in loader:
             machines = [clip["machine"] for _, clip in known]
+            named = {"machines": machines} if getattr(model, "reads_machines", False) else {}
             output = model(
                 near_values=inputs["near_values"].to(device),
                 far_values=inputs["far_values"].to(device),
@@ -204,6 +206,7 @@ def extract_embeddings(
                     [strengths.get(machine, 1.0) for machine in machines], device=device
                 ),
                 has_far=inputs["has_far"].to(device),
+                **named,
             )
             batch = output.embedding.float().cpu().numpy()
             count = len(embedded)

@@ -15,6 +15,7 @@ FORMAT_VERSION = 1
 KINDS = ("model", "autoencoder", "fusion", "feature_fusion")
 RUN_FILE = "run.json"
 ADAPTER_FOLDER = "adapter"
+AUTOENCODER_TYPE = "nearfar_autoencoder"  # model_type of an AutoencoderConfig
 GUARD_TEXT = """\
 `{front_end}` uses the far microphone, which hears the machine, too, so it may take what is listened
 for. A guard, fitted on the references alone, falls back to the near microphone (strength 0) where
@@ -24,6 +25,21 @@ the rest of the spectrum.
 | machine | strength | taken of all | taken of lines | taken beside them |
 | --- | --- | --- | --- | --- |
 """
+MODEL_TEXT = """\
+A {encoder} encoder ({num_layers} layers of size {hidden_size}; weights: {origin}; training:
+{training}), the front end `{front_end}`, `{pooling}` pooling, the head `{head}` over {num_classes}
+proxy classes and the detector `{detector}`."""
+AUTOENCODER_TEXT = """\
+A baseline of DCASE Task 2: for each machine an autoencoder of {frames} stacked log-mel frames of
+{bins} bins (channel: {channels}; {num_parameters} parameters in all; {epochs} epochs), scored by
+{scoring}."""
+SCORINGS = {
+    "mse": "the mean squared error of a clip",
+    "mahalanobis": (
+        "the squared Mahalanobis length of a clip's mean residual, by the covariance of source or\n"
+        "of target residuals, whichever makes it smaller"
+    ),
+}
 
 
 def write_run(
@@ -35,9 +51,10 @@ def write_run(
     recipe: Mapping[str, Any],
     metrics: Mapping[str, Any],
     thresholds: Mapping[str, float | None],
+    kind: str = "model",
     adapter: Any = None,  # noqa: ANN401 - a PeftModel, which nearfar must not import
 ) -> None:
-    """Write a run folder of kind "model": weights, code, extractor, bank, recipe, figures, card.
+    """Write a run folder: weights, code, extractor, bank, recipe, figures, card.
 
     Args:
         folder: The run folder; its `trainer_state/` is left alone.
@@ -47,6 +64,7 @@ def write_run(
         recipe: All arguments as resolved.
         metrics: What `metrics.json` holds.
         thresholds: Per machine, for the card; None where there is none.
+        kind: "model" or "autoencoder", as the model is.
         adapter: With `save_pretrained`; what LoRA added to the weights of `model`. It goes to a
             folder of its own: beside merged weights it would be added again on loading.
     """
@@ -62,7 +80,7 @@ def write_run(
         write_json(partial / "metrics.json", metrics)
         card = model_card(model.config, recipe, metrics, thresholds)
         (partial / "README.md").write_text(card, encoding="utf-8")
-        run = {"format_version": FORMAT_VERSION, "kind": "model", "members": []}
+        run = {"format_version": FORMAT_VERSION, "kind": kind, "members": []}
         write_json(partial / RUN_FILE, run)
     if adapter is None:  # of the run that was here before
         shutil.rmtree(folder / ADAPTER_FOLDER, ignore_errors=True)
@@ -95,7 +113,7 @@ def read_run(folder: Path) -> dict[str, Any]:
 
 
 def model_card(
-    config: Any,  # noqa: ANN401 - an AsdConfig
+    config: Any,  # noqa: ANN401 - an AsdConfig or an AutoencoderConfig
     recipe: Mapping[str, Any],
     metrics: Mapping[str, Any],
     thresholds: Mapping[str, float | None],
@@ -107,6 +125,35 @@ def model_card(
         for machine, value in sorted(thresholds.items())
     ]
     return Template(template.read_text(encoding="utf-8")).substitute(
+        system=described(config, recipe, metrics),
+        year=recipe["year"],
+        seed=recipe["seed"],
+        num_references=metrics["num_references"],
+        num_calibration=metrics["num_calibration"],
+        threshold_rule=recipe["threshold"],
+        threshold_quantile=recipe["threshold_quantile"],
+        example=sorted(thresholds)[0],
+        thresholds="\n".join(rows),
+        front_end=front_end_section(config, metrics["guard"]),
+    )
+
+
+def described(
+    config: Any,  # noqa: ANN401 - as above
+    recipe: Mapping[str, Any],
+    metrics: Mapping[str, Any],
+) -> str:
+    """Return what kind of a system it is, for the card."""
+    if config.model_type == AUTOENCODER_TYPE:
+        return AUTOENCODER_TEXT.format(
+            num_parameters=metrics["num_parameters"],
+            channels=" and ".join(config.channels),
+            frames=config.num_stacked_frames,
+            bins=config.num_mel_bins,
+            epochs=recipe["num_train_epochs"],
+            scoring=SCORINGS[config.scoring],
+        )
+    return MODEL_TEXT.format(
         encoder=config.encoder_config.model_type.removeprefix("nearfar_").upper(),
         hidden_size=config.encoder_config.hidden_size,
         num_layers=config.encoder_config.num_hidden_layers,
@@ -116,34 +163,30 @@ def model_card(
         detector=config.detector,
         training="none: frozen encoder" if metrics["frozen_encoder"] else "fine-tuned on normals",
         origin=recipe.get("encoder_checkpoint") or "random initialisation",
-        year=recipe["year"],
-        seed=recipe["seed"],
         num_classes=metrics["num_classes"],
-        num_references=metrics["num_references"],
-        num_calibration=metrics["num_calibration"],
-        threshold_rule=recipe["threshold"],
-        threshold_quantile=recipe["threshold_quantile"],
-        example=sorted(thresholds)[0],
-        thresholds="\n".join(rows),
-        guard=guard_section(config.front_end, metrics["guard"]),
     )
 
 
-def guard_section(front_end: str, guard: Mapping[str, Mapping[str, Any]] | None) -> str:
-    """Return what the card says of the guard.
+def front_end_section(
+    config: Any,  # noqa: ANN401 - as above
+    guard: Mapping[str, Mapping[str, Any]] | None,
+) -> str:
+    """Return what the card says of the front end and its guard.
 
     Args:
-        front_end: Its name.
+        config: As above.
         guard: Machine -> the fields of a `GuardDecision`; None without a guard.
     """
+    if config.model_type == AUTOENCODER_TYPE:
+        return "None: a recording is heard as it is."
     if not guard:
-        return f"No guard: `{front_end}` is applied to the clips of every machine."
+        return f"No guard: `{config.front_end}` is applied to the clips of every machine."
     rows = [
         f"| {machine} | {decision['strength']:g} | {decibels(decision['taken_db'])} | "
         f"{decibels(decision['lines_taken_db'])} | {decibels(decision['rest_taken_db'])} |"
         for machine, decision in sorted(guard.items())
     ]
-    return GUARD_TEXT.format(front_end=front_end) + "\n".join(rows)
+    return GUARD_TEXT.format(front_end=config.front_end) + "\n".join(rows)
 
 
 def decibels(value: float | None) -> str:

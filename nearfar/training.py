@@ -133,7 +133,7 @@ def train(
     )
     model.train()
     with (
-        _termination_flag() as interrupted,
+        termination_flag() as interrupted,
         tqdm(
             total=total,
             initial=progress.step,
@@ -350,7 +350,7 @@ def _any_process(accelerator: Accelerator, *, stopped: bool) -> bool:
 
 
 @contextmanager
-def _termination_flag() -> Iterator[list[int]]:
+def termination_flag() -> Iterator[list[int]]:
     """Collect SIGINT and SIGTERM in a list instead of stopping at once."""
     received: list[int] = []
 

@@ -13,10 +13,15 @@ class TrainingOptions:
         default=None, metadata={"help": "Optimiser updates; overrides num_train_epochs."}
     )
     train_batch_size: int = field(
-        default=16, metadata={"help": "Clips per batch, all processes together."}
+        default=16,
+        metadata={
+            "help": "Clips per batch, all processes together; autoencoders: stacks of frames."
+        },
     )
     gradient_accumulation_steps: int = field(default=1, metadata={"help": "Batches per update."})
-    learning_rate: float = field(default=1e-4, metadata={"help": "Peak learning rate of AdamW."})
+    learning_rate: float = field(
+        default=1e-4, metadata={"help": "Peak rate of AdamW; autoencoders: of Adam."}
+    )
     weight_decay: float = field(default=0.01, metadata={"help": "Of AdamW."})
     lr_scheduler_type: Literal["constant", "cosine", "inverse_sqrt", "linear", "step"] = field(
         default="cosine", metadata={"help": "How the learning rate goes on after its warm-up."}
@@ -75,6 +80,13 @@ class TrainingOptions:
     pseudo_label_epochs: int | None = field(
         default=None,
         metadata={"help": "Epochs between two clusterings of pseudo labels; None: only at first."},
+    )
+    validation_share: float = field(
+        default=0.0,
+        metadata={
+            "help": "Of each class's references, those that only select weights; autoencoders: of "
+            "the stacks of frames, those that only watch the training."
+        },
     )
     eval_steps: int | None = field(
         default=None, metadata={"help": "Updates between two validations; None: one per epoch."}

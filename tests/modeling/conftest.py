@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from modeling import DETECTORS, AsdConfig, AsdForProxyClassification, Detector
+from modeling import AsdConfig, AsdForProxyClassification, Detector
+from modeling.detectors import BANK_DETECTORS
 from tests.modeling.detector_cases import CASES, DOMAINS, clips
 from tests.tiny import TINY_ENCODER
 
@@ -55,7 +56,7 @@ def new_detector(request):
     name, options = CASES[request.param]
 
     def construct(**more) -> Detector:
-        return DETECTORS[name](**options | more)
+        return BANK_DETECTORS[name](**options | more)
 
     construct.case, construct.options = request.param, options
     return construct
@@ -64,7 +65,7 @@ def new_detector(request):
 @cache
 def fitted(case: str) -> Detector:
     name, options = CASES[case]
-    return DETECTORS[name](**options).fit(clips(20, seed=0), domains=DOMAINS)
+    return BANK_DETECTORS[name](**options).fit(clips(20, seed=0), domains=DOMAINS)
 
 
 @pytest.fixture

@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from modeling.detectors import DETECTORS
+
 CASES = {
     "knn": ("knn", {}),
     "knn, pooled": ("knn", {"per_domain": False, "num_neighbors": 3}),
@@ -48,9 +50,13 @@ CASES = {
     "gmm, per domain": ("gmm", {"per_domain": True, "normalize": True, "views": [0]}),
     "lof": ("lof", {"num_neighbors": 4}),
     "lof, per domain": ("lof", {"per_domain": True, "metric": "euclidean"}),
+    "norm": ("norm", {}),
+    "norm, one view": ("norm", {"views": [1]}),
 }
+# Which cases compare a clip with the references, so that they say what is normal.
+COMPARING = [case for case, (name, _) in CASES.items() if name in DETECTORS]
 # Which cases leave references out, and how: with the others as they are, or refitted by folds.
-REFITTED = [case for case, (name, _) in CASES.items() if name != "knn"]
+REFITTED = [case for case in COMPARING if CASES[case][0] != "knn"]
 LEFT_OUT = [case for case, (_, options) in CASES.items() if "coreset_size" not in options]
 EXACT = [
     case
@@ -58,7 +64,7 @@ EXACT = [
     if case not in REFITTED and not {"oversampling", "standardization"} & set(CASES[case][1])
 ]
 # One case of each detector.
-EACH = ["knn", "mahalanobis", "kmeans", "gmm", "lof"]
+EACH = ["knn", "mahalanobis", "kmeans", "gmm", "lof", "norm"]
 DOMAINS = ["source"] * 15 + ["target"] * 4 + [None]
 
 

@@ -90,6 +90,11 @@ def test_every_detector_can_be_named_in_a_configuration():
         assert AsdConfig(detector=name).detector == name
 
 
+def test_a_detector_that_compares_nothing_cannot_be_named_in_a_configuration():
+    with pytest.raises(StrictDataclassFieldValidationError, match="detector"):
+        AsdConfig(detector="norm")
+
+
 def test_a_wrong_type_is_refused():
     with pytest.raises(StrictDataclassFieldValidationError, match="projection_size"):
         AsdConfig(projection_size="128")

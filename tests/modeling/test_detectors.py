@@ -5,8 +5,16 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from modeling import density, detector_base, neighbor_search
-from modeling.detectors import DETECTORS, NotFittedError
-from tests.modeling.detector_cases import CASES, DOMAINS, EACH, LEFT_OUT, cases, clips
+from modeling.detectors import BANK_DETECTORS, DETECTORS, NormDetector, NotFittedError
+from tests.modeling.detector_cases import (
+    CASES,
+    COMPARING,
+    DOMAINS,
+    EACH,
+    LEFT_OUT,
+    cases,
+    clips,
+)
 
 # scikit-learn says so of a mixture of equal clips, and is right.
 pytestmark = pytest.mark.filterwarnings("ignore:Number of distinct clusters")
@@ -18,7 +26,7 @@ def references() -> torch.Tensor:
 
 
 def test_every_detector_is_held_to_the_contract() -> None:
-    assert {CASES[case][0] for case in EACH} == set(DETECTORS)
+    assert {CASES[case][0] for case in EACH} == set(BANK_DETECTORS)
 
 
 @cases(EACH)
@@ -211,6 +219,7 @@ def test_fitting_on_nothing_is_refused(new_detector) -> None:
         new_detector().fit(clips(0, seed=0))
 
 
+@cases(COMPARING)
 def test_a_view_is_compared_with_the_same_view_of_the_references_only(
     new_detector, references
 ) -> None:
@@ -234,6 +243,17 @@ def test_views_that_are_not_scored_do_not_matter(new_detector, references) -> No
         torch.testing.assert_close(
             chosen.anomaly_score(queries), alone.anomaly_score(queries[:, [view]])
         )
+
+
+def test_the_norm_is_the_score_itself_where_the_embedding_holds_one() -> None:
+    scores = torch.tensor([3.25, 0.1, 1e-30, 7e20])
+    detector = NormDetector().fit(torch.ones(2, 1, 1, 1))
+    assert torch.equal(detector.anomaly_score(scores[:, None, None, None]), scores)
+    views = torch.tensor([[[[3.0, 4.0]], [[0.0, 1.0]]]])  # lengths 5 and 1
+    assert NormDetector().fit(views).anomaly_score(views).item() == 3.0
+    lengths = torch.tensor([2.0, 7.0])[:, None, None, None]
+    detector.fit(lengths, domains=["target", "source"])  # kept in another order
+    assert detector.leave_one_out().tolist() == [2.0, 7.0]
 
 
 @cases(EACH)

@@ -4,7 +4,15 @@ import pytest
 import torch
 
 from modeling import knn_detector
-from tests.modeling.detector_cases import DOMAINS, EXACT, LEFT_OUT, REFITTED, cases, clips
+from tests.modeling.detector_cases import (
+    COMPARING,
+    DOMAINS,
+    EXACT,
+    LEFT_OUT,
+    REFITTED,
+    cases,
+    clips,
+)
 
 # scikit-learn says so of a mixture of equal clips, and is right.
 pytestmark = pytest.mark.filterwarnings("ignore:Number of distinct clusters")
@@ -70,4 +78,5 @@ def test_ten_target_clips_beside_many_give_finite_scores_and_leave_one_out(new_d
     if new_detector.case in LEFT_OUT:
         left_out = detector.leave_one_out()
         assert left_out.isfinite().all()
-        assert left_out.mean() > detector.anomaly_score(embedding).mean()
+        if new_detector.case in COMPARING:
+            assert left_out.mean() > detector.anomaly_score(embedding).mean()

@@ -11,7 +11,6 @@ from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from scipy import stats
 
 from modeling import (
-    DETECTORS,
     AsdConfig,
     KnnDetector,
     ReferenceBank,
@@ -20,6 +19,7 @@ from modeling import (
     reference_bank,
 )
 from modeling.configuration_asd import FORMAT_VERSION
+from modeling.detectors import BANK_DETECTORS
 from nearfar.embeddings import EmbeddingTable
 
 FAN, PUMP = "2026/fan/00", "2026/pump/00"
@@ -340,11 +340,12 @@ def test_nearest_references_are_named(bank) -> None:
     json.dumps(clip)  # plain Python values
 
 
-@pytest.mark.parametrize("detector", DETECTORS)
+@pytest.mark.parametrize("detector", BANK_DETECTORS)
 def test_a_bank_of_any_detector_judges_names_references_and_comes_back(
     detector, queries, tmp_path
 ) -> None:
-    bank = ReferenceBank(AsdConfig(detector=detector)).fit(table(20), frozen_encoder=True)
+    choice = SimpleNamespace(detector=detector, detector_options=None)
+    bank = ReferenceBank(choice).fit(table(20), frozen_encoder=True)
     assert bank.decide(bank.anomaly_score(queries)[0].item(), FAN).p_value <= 1
     (nearest,) = bank.nearest_references(torch.from_numpy(table(20).embedding[[4]]), k=2)
     assert [nearest[0][key] for key in ("file_name", "domain")] == ["train_0004.wav", "target"]

@@ -8,7 +8,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers.audio_utils import mel_filter_bank, spectrogram, window_function
 
-from modeling.spectrogram import KaldiLogMel, LogStft, kaldi_mel_filters
+from modeling.spectrogram import KaldiLogMel, LibrosaLogMel, LogStft, kaldi_mel_filters
+from tests.modeling.plain_log_mel import plain_log_mel
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "beats"
 FLOOR = math.log(1.1920928955078125e-07)
@@ -285,3 +286,33 @@ def test_a_time_average_is_that_of_the_clips_own_frames() -> None:
     for i, length in enumerate(lengths.tolist()):
         alone = log_mel(clips[i : i + 1, :length]).mean(dim=1)[0]
         torch.testing.assert_close(averages[i], alone)
+
+
+def test_decibels_equal_a_plain_derivation_at_the_baselines_sizes() -> None:
+    rate, n_fft = 16_000, 1024
+    samples = (noise(3_000, seed=4) + 0.3 * torch.sin(0.3 * torch.arange(3_000))).double().numpy()
+    module = LibrosaLogMel(sampling_rate=rate)
+    found = module(torch.from_numpy(samples).float()[None])[0]
+    expected = plain_log_mel(samples, bins=128, n_fft=n_fft, hop=512, rate=rate)
+    assert found.shape == (1 + 3_000 // 512, 128)
+    torch.testing.assert_close(found.double(), torch.from_numpy(expected), rtol=0, atol=1e-3)
+
+
+def test_decibels_equal_librosa() -> None:
+    librosa = pytest.importorskip("librosa", reason="librosa is not installed")
+    samples = noise(5_000, seed=5).numpy()
+    mel = librosa.feature.melspectrogram(y=samples, sr=16_000, n_fft=1024, hop_length=512)
+    expected = 10 * np.log10(np.maximum(mel, np.finfo(np.float64).eps)).T
+    found = LibrosaLogMel()(torch.from_numpy(samples)[None])[0].numpy()
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-3)
+
+
+def test_decibels_of_silence_and_of_padding_are_those_of_the_clip_alone() -> None:
+    module = LibrosaLogMel()
+    assert module(torch.zeros(1, 1_024)).unique().tolist() == pytest.approx([-156.5356], abs=1e-3)
+    clip = noise(1, 2_600, seed=6)
+    own = module(clip)
+    assert own.shape[1] == module.num_frames(torch.tensor([2_600])).item() == 6
+    longer = module(torch.cat([clip, torch.zeros(1, 5_000)], dim=1))
+    torch.testing.assert_close(longer[:, :6], own, rtol=0, atol=1e-4)
+    assert module.num_samples(6) == 2_560

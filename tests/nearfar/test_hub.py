@@ -27,6 +27,7 @@ METRICS = {
 }
 THRESHOLDS = {"2026/valve/00": 0.25, "2026/fan/00": 0.123456, "2026/fan/01": None}
 CONFIG = SimpleNamespace(
+    model_type="nearfar_asd",
     encoder_config=SimpleNamespace(
         model_type="nearfar_beats", hidden_size=192, num_hidden_layers=4
     ),

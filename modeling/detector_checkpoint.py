@@ -1,0 +1,112 @@
+"""What a detector's checkpoint folder holds beside the weights: its code and its reference bank."""
+
+import copy
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+from transformers import PreTrainedModel
+
+from .reference_bank import ReferenceBank
+
+if TYPE_CHECKING:
+    # save_pretrained looks for lines of this form: it is why a checkpoint carries its pipeline.
+    from .pipeline_asd import AnomalousSoundDetectionPipeline  # noqa: F401
+
+CUSTOM_PIPELINES = {
+    "anomalous-sound-detection": {
+        "impl": "pipeline_asd.AnomalousSoundDetectionPipeline",
+        "pt": ["AutoModel"],
+        "type": "audio",
+    }
+}
+
+
+class DetectorPreTrainedModel(PreTrainedModel):
+    """A model whose embeddings are scored by the reference bank that lies beside its weights."""
+
+    main_input_name = "near_values"
+    input_modalities = ["audio"]  # noqa: RUF012 an instance attribute above
+
+    # What config.json says about the code beside it, whichever class was saved.
+    AUTO_MAP: ClassVar[dict[str, str]]
+    # Whether forward takes `machines`, the full name of each clip's machine.
+    reads_machines: ClassVar[bool] = False
+
+    # Name or folder, revision, token and local_files_only of from_pretrained; None for a new model.
+    _loaded_from: dict[str, Any] | None = None
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]  # what we do not touch stays in **kwargs
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str],
+        *args: Any,  # noqa: ANN401  handed on
+        **kwargs: Any,  # noqa: ANN401  handed on
+    ) -> Self:
+        """Load a model as transformers does, and remember from where, for its reference bank."""
+        origin = {
+            "revision": kwargs.get("revision"),
+            "token": kwargs.get("token"),
+            "local_files_only": bool(kwargs.get("local_files_only")),
+        }
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded  # output_loading_info=True
+        folder = Path(pretrained_model_name_or_path)
+        name_or_dir = str(folder.resolve() if folder.is_dir() else pretrained_model_name_or_path)
+        model._loaded_from = {"name_or_dir": name_or_dir, **origin}
+        return loaded
+
+    def load_reference_bank(self) -> ReferenceBank | None:
+        """Return the bank beside the weights this model was loaded from; None if there is none.
+
+        It is read at the same revision, with the same token. A new model has none.
+        """
+        if self._loaded_from is None:
+            return None
+        name_or_dir = Path(self._loaded_from["name_or_dir"])
+        if name_or_dir.is_absolute() and not name_or_dir.is_dir():  # deleted since, and no Hub name
+            return None
+        try:
+            return ReferenceBank.from_pretrained(**self._loaded_from)
+        except FileNotFoundError:
+            return None
+
+    def save_pretrained(  # type: ignore[override]  # what we do not touch stays in **kwargs
+        self,
+        save_directory: str | os.PathLike[str],
+        *,
+        is_main_process: bool = True,
+        push_to_hub: bool = False,
+        **kwargs: Any,  # noqa: ANN401  handed on
+    ) -> None:
+        """Save weights, config, code and, if this model was loaded with one, its reference bank.
+
+        A bank that is already in the folder stays as it is.
+
+        Args:
+            save_directory: Folder, made if needed.
+            is_main_process: Whether this process writes what all processes have in common.
+            push_to_hub: Upload the folder's content afterwards, to `repo_id` if given.
+            **kwargs: As transformers' `save_pretrained` and `push_to_hub` take them.
+        """
+        hub_options = {
+            key: kwargs.pop(key)
+            for key in ("repo_id", "commit_message", "create_pr", "private")
+            if key in kwargs
+        }
+        self.config.auto_map = dict(self.AUTO_MAP)
+        self.config.custom_pipelines = copy.deepcopy(CUSTOM_PIPELINES)
+        folder = Path(save_directory)
+        super().save_pretrained(folder, is_main_process=is_main_process, **kwargs)
+        if not is_main_process:
+            return
+        if not (folder / "reference_bank.json").exists():
+            bank = self.load_reference_bank()
+            if bank is not None:
+                bank.save_pretrained(folder)
+        if push_to_hub:  # after the bank is written, so that it is uploaded, too
+            repo_id = hub_options.pop("repo_id", folder.name)
+            self.push_to_hub(repo_id, token=kwargs.get("token"), **hub_options)
+
+
+__all__ = ["DetectorPreTrainedModel"]
