@@ -238,7 +238,8 @@ class FisherModel(FisherPreTrainedModel):
         check_num_samples(num_samples, needed=self._num_samples_needed(rate), sampling_rate=rate)
         lengths = None
         if attention_mask is not None:
-            self._check_mask(attention_mask, input_values, rate, num_samples.__eq__)
+            # Not num_samples.__eq__, which torch.compile does not follow at varying lengths.
+            self._check_mask(attention_mask, input_values, rate, lambda n: n == num_samples)
             lengths = attention_mask.sum(dim=1, dtype=torch.long)
         log_magnitude = self.log_stft(input_values, rate, lengths)
         normalised = (log_magnitude - self.config.spectrogram_mean) / (

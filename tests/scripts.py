@@ -41,13 +41,15 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
 def assert_two_processes_train_as_one(arguments: Sequence[object], folder: Path) -> None:
     """Train by one process and by two, in folders of their own, and compare weights and banks."""
     train = [Path(__file__).resolve().parents[1] / "train.py", *arguments, "--output_dir"]
+    alike = os.environ | {"OMP_NUM_THREADS": "1"}
     one = [sys.executable, *train, folder / "one"]
-    subprocess.run([str(word) for word in one], check=True)
+    subprocess.run([str(word) for word in one], check=True, env=alike)
     two = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu"]
     two += ["--num_processes", 2, "--num_machines", 1, "--mixed_precision", "no"]
     two += ["--dynamo_backend", "no", *train, folder / "two"]
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    subprocess.run([str(word) for word in two], check=True, env=environment)
+    subprocess.run(
+        [str(word) for word in two], check=True, env=alike | {"ACCELERATE_USE_CPU": "true"}
+    )
     log = (folder / "two" / "trainer_state" / "log.jsonl").read_text()
     assert json.loads(log.splitlines()[0])["config"]["num_processes"] == 2
     one_weights, two_weights = weights(folder / "one"), weights(folder / "two")
