@@ -60,7 +60,6 @@ class ScoreArguments(FusionOptions):
     dataloader_num_workers: int = field(
         default=0, metadata={"help": "Processes that decode ahead."}
     )
-
     num_resamples: int = field(default=1000, metadata={"help": "Of the bootstrap; 0: no interval."})
     print_as: PrintAs = field(default="table", metadata={"help": "table, csv, json or latex."})
 
@@ -115,16 +114,8 @@ class ModelScorer:
             embedding = torch.from_numpy(table.embedding[rows])
             scores[rows] = self.bank.anomaly_score(embedding, machine).double().numpy()
         calibrations = {name: self.calibration(name) for name in table.machine_names}
-        p_values, decisions = verdicts(table.machines, scores, calibrations)
-        return ScoreTable(
-            machines=table.machines,
-            file_names=table.file_names,
-            domains=table.domains,
-            conditions=table.conditions,
-            anomaly_scores=scores,
-            p_values=p_values,
-            decisions=decisions,
-        )
+        verdict = verdicts(table.machines, scores, calibrations)
+        return ScoreTable.of_clips(table, scores, *verdict)
 
 
 def main() -> None:

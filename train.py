@@ -45,7 +45,7 @@ from modeling.configuration_asd import CHANNELS
 from modeling.convert_original import load_original
 from nearfar.arguments import changed_names, check_names, parse_arguments, script
 from nearfar.autoencoder_training import saved_states, train_autoencoders
-from nearfar.checkpoints import latest_checkpoint
+from nearfar.checkpoints import asked_checkpoint
 from nearfar.embeddings import EmbeddingTable, extract_embeddings
 from nearfar.guard import GuardDecision, fit_guard
 from nearfar.hub import write_run
@@ -291,21 +291,11 @@ def write_detector(
 ) -> None:
     """Fill the reference bank, calibrate it, and write the run folder."""
     strengths = strengths_of(guard)
-
-    def embed(chosen: Any, description: str) -> EmbeddingTable:  # noqa: ANN401 - a Dataset
-        return extract_embeddings(
-            model.base_model,
-            decoded(chosen),
-            feature_extractor,
-            batch_size=args.extraction_batch_size,
-            accelerator=accelerator,
-            front_end_strength=strengths,
-            num_workers=args.dataloader_num_workers,
-            description=description,
-        )
-
-    table = embed(references, "references")
-    calibrating = None if held_back is None else embed(held_back, "calibration")
+    embedded = partial(
+        embed, args, accelerator, model.base_model, feature_extractor, strengths=strengths
+    )
+    table = embedded(references, description="references")
+    calibrating = None if held_back is None else embedded(held_back, description="calibration")
     model.to("cpu")
     bank = ReferenceBank(
         model.config,
@@ -340,6 +330,29 @@ def write_detector(
         )
         print(f"{args.output_dir}: {len(bank.machines)} machines, {len(references)} references")  # noqa: T201 - the script's answer
     accelerator.end_training()
+
+
+def embed(
+    args: TrainArguments,
+    accelerator: Accelerator,
+    model: nn.Module,
+    feature_extractor: AsdFeatureExtractor,
+    clips: Any,  # noqa: ANN401 - a Dataset
+    *,
+    strengths: Mapping[str, float],
+    description: str,
+) -> EmbeddingTable:
+    """Return the embeddings of clips, as the arguments want them computed."""
+    return extract_embeddings(
+        model,
+        decoded(clips),
+        feature_extractor,
+        batch_size=args.extraction_batch_size,
+        accelerator=accelerator,
+        front_end_strength=strengths,
+        num_workers=args.dataloader_num_workers,
+        description=description,
+    )
 
 
 def check_kind(args: TrainArguments) -> None:
@@ -539,13 +552,13 @@ def make_labels(
     if wanted and not args.no_training:
         frozen = AsdModel(untrained(asd_config(args, encoder, labels)))
         frozen.load_encoder(encoder)
-        table = extract_embeddings(
+        table = embed(
+            args,
+            accelerator,
             frozen,
-            decoded(references),
             feature_extractor,
-            batch_size=args.extraction_batch_size,
-            accelerator=accelerator,
-            front_end_strength=strengths,
+            references,
+            strengths=strengths,
             description="pseudo labels",
         )
         pseudo = pseudo_attributes(table, num_clusters=args.num_pseudo_labels, seed=args.seed)
@@ -651,15 +664,7 @@ def fine_tune(
     The clips of `judging` do not train, but may choose which weights to end with. The model's
     weights then hold what the adapter adds.
     """
-    resume_from = None
-    if args.resume_from_checkpoint is not None:
-        asked = args.resume_from_checkpoint
-        resume_from = latest_checkpoint(args.state_dir) if asked == "latest" else Path(asked)
-        if resume_from is None or not resume_from.is_dir():
-            raise FileNotFoundError(
-                f"There is no saved state to resume from: {asked} ({args.state_dir}). "
-                "Leave out --resume_from_checkpoint to start anew."
-            )
+    resume_from = asked_checkpoint(args.state_dir, args.resume_from_checkpoint)
     if model.domain_adversary is not None:
         domains = [row["domain"] for row in rows]
         counts: list[float] = [domains.count(domain) for domain in DOMAINS]
@@ -681,14 +686,13 @@ def fine_tune(
     logger.info("%d of %d parameters train.", trained, model.num_parameters())
 
     def relabel(labels: Any) -> Any:  # noqa: ANN401 - arrays of int64
-        table = extract_embeddings(
+        table = embed(
+            args,
+            accelerator,
             model.asd,
-            decoded(references),
             feature_extractor,
-            batch_size=args.extraction_batch_size,
-            accelerator=accelerator,
-            front_end_strength=strengths,
-            num_workers=args.dataloader_num_workers,
+            references,
+            strengths=strengths,
             description="pseudo labels",
         )
         return renewed_labels(table, labels, seed=args.seed)

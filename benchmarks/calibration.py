@@ -16,10 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from scipy import stats
 
-from benchmarks.quickstart import ROOT, TRAIN, run_steps
+from benchmarks.quickstart import ROOT, TRAIN, mean_interval, run_steps
 from data_scripts.near_far import decoded, known, load_near_far
 from modeling import THRESHOLDS, Calibration, ReferenceBank
 from nearfar.arguments import parse_arguments, script
@@ -27,10 +25,10 @@ from nearfar.embeddings import extract_embeddings
 from nearfar.evaluation import CALIBRATION_FILE, METRICS_FILE, SCORES_FILE, ScoreTable
 from nearfar.false_alarms import NOMINAL_RATES, false_alarm_rates
 from nearfar.files import read_json, whole_folder, write_json
-from nearfar.fused_scores import verdicts
+from nearfar.fused_scores import CalibrationClips, verdicts
 from nearfar.hub import RUN_FILE
 from nearfar.plots import plot_calibration
-from score import ModelScorer, load_scorer
+from score import ModelScorer, calibrate, load_scorer
 
 # 330 normal clips a machine, of which 102 are held out: enough for a p-value of 1 %.
 FACTORY = ["--machines", 3, "--source_train", 300, "--target_train", 30]
@@ -100,15 +98,8 @@ def measure_seed(seed: int, folder: Path, args: CalibrationArguments) -> None:
 
 def read_calibrations(folder: Path) -> dict[str, Calibration]:
     """Return the calibration of each machine of a score folder."""
-    return {
-        machine: Calibration.fit(
-            torch.tensor(held["anomaly_scores"], dtype=torch.float64),
-            held["file_names"],
-            held["domains"],
-            origin=held["rule"]["scores"],
-        )
-        for machine, held in read_json(folder / CALIBRATION_FILE).items()
-    }
+    held = read_json(folder / CALIBRATION_FILE)
+    return {name: calibrate(CalibrationClips.from_json(values)) for name, values in held.items()}
 
 
 def left_out_calibrations(
@@ -216,8 +207,8 @@ def _chosen(
 def _cell(rates: np.ndarray) -> str:
     if len(rates) < 2:
         return f"{rates.mean():.1f}"
-    half = stats.t.ppf(0.975, len(rates) - 1) * stats.sem(rates)
-    return f"{rates.mean():.1f} (+-{half:.1f})"
+    mean, half = mean_interval(rates)
+    return f"{mean:.1f} (+-{half:.1f})"
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ from benchmarks.front_ends_speed import (
     simulate_clips,
 )
 from benchmarks.log_mel import LogMelMean, nearest_neighbour_scores
-from benchmarks.quickstart import RECIPE, paired_interval
+from benchmarks.quickstart import RECIPE, mean_interval
 from data_scripts.factory import FactoryArguments, PlannedClip, simulate_clip, simulate_factory
 from data_scripts.near_far import decoded, known, load_near_far
 from modeling import FRONT_ENDS, AsdFeatureExtractor, AsdModel, FrontEnd
@@ -357,7 +357,7 @@ def format_interval(differences: np.ndarray) -> str:
     """Return a mean and its interval; one factory has none."""
     if len(differences) < 2:
         return f"{differences.mean():+.2f}"
-    mean, half = paired_interval(differences)
+    mean, half = mean_interval(differences)
     return f"{mean:+.2f} ({mean - half:+.2f} to {mean + half:+.2f})"
 
 

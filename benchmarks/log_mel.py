@@ -6,7 +6,7 @@ python -m benchmarks.log_mel --data_dir DATA --output_dir scores/log_mel
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from modeling.detectors import KnnDetector
 from modeling.front_ends import FRONT_ENDS
 from modeling.spectrogram import KaldiLogMel
 from nearfar.arguments import check_names, parse_arguments, script
-from nearfar.embeddings import EmbeddingTable, extract_embeddings
+from nearfar.embeddings import Embedded, EmbeddingTable, extract_embeddings
 from nearfar.evaluation import (
     METRICS_FILE,
     ScoreTable,
@@ -40,12 +40,6 @@ class LogMelArguments:
     )
 
 
-class Output(NamedTuple):
-    """What `extract_embeddings` reads."""
-
-    embedding: Tensor
-
-
 class LogMelMean(nn.Module):
     """The 128 log-mel bins of what a front end returns, averaged over the clip's own frames."""
 
@@ -53,7 +47,6 @@ class LogMelMean(nn.Module):
         super().__init__()
         self.front_end = FRONT_ENDS[front_end]()
         self.spectrogram = KaldiLogMel()
-        self.anchor = nn.Parameter(Tensor(0))  # gives the module a device
 
     def forward(
         self,
@@ -61,11 +54,11 @@ class LogMelMean(nn.Module):
         far_values: Tensor,
         attention_mask: Tensor,
         **_: Any,  # noqa: ANN401
-    ) -> Output:
+    ) -> Embedded:
         """Return embeddings (batch, 1, 1, 128)."""
         lengths = attention_mask.sum(dim=1)
         waveforms = self.front_end(near_values, far_values, lengths)
-        return Output(self.spectrogram.time_average(waveforms, lengths)[:, None, None])
+        return Embedded(self.spectrogram.time_average(waveforms, lengths)[:, None, None])
 
 
 def main() -> None:
@@ -95,15 +88,7 @@ def nearest_neighbour_scores(
         detector.fit(Tensor(references.select(machine).embedding))
         rows = tests.machines == machine
         scores[rows] = detector.anomaly_score(Tensor(tests.embedding[rows])).numpy()
-    return ScoreTable(
-        machines=tests.machines,
-        file_names=tests.file_names,
-        domains=tests.domains,
-        conditions=tests.conditions,
-        anomaly_scores=scores,
-        p_values=np.full(len(tests), np.nan),
-        decisions=np.full(len(tests), None, dtype=object),
-    )
+    return ScoreTable.of_clips(tests, scores)
 
 
 if __name__ == "__main__":

@@ -145,7 +145,7 @@ def format_seeds(seeds: Sequence[int], results: Sequence[Mapping[str, Any]]) -> 
         lines.append(f"{key:<16}" + "".join(f"{cell:>24}" for cell in cells))
     for index, name in enumerate(names[1:], start=1):
         difference = 100 * (official[:, 0] - official[:, index])
-        mean_ahead, half = paired_interval(difference)
+        mean_ahead, half = mean_interval(difference)
         lines.append(
             f"{names[0]} minus {name}: {mean_ahead:+.2f}, paired 95 % interval over "
             f"{len(difference)} factories {mean_ahead - half:+.2f} to "
@@ -154,14 +154,14 @@ def format_seeds(seeds: Sequence[int], results: Sequence[Mapping[str, Any]]) -> 
     return "\n".join(lines)
 
 
-def paired_interval(differences: NDArray[np.float64]) -> tuple[float, float]:
-    """Return the mean of paired differences and half the width of its 95 % interval (Student's t).
+def mean_interval(values: NDArray[np.float64]) -> tuple[float, float]:
+    """Return a mean over factories and half the width of its 95 % interval (Student's t).
 
     Args:
-        differences: (N,), two or more: one per factory.
+        values: (N,), two or more: one per factory; a paired difference, or any other figure.
     """
-    half = stats.t.ppf(0.975, len(differences) - 1) * stats.sem(differences)
-    return float(differences.mean()), float(half)
+    half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
+    return float(values.mean()), float(half)
 
 
 if __name__ == "__main__":

@@ -11,9 +11,10 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-import yaml
 from huggingface_hub.errors import StrictDataclassError
 from transformers import HfArgumentParser
+
+from nearfar.files import read_yaml
 
 logger = logging.getLogger(__name__)
 
@@ -93,11 +94,7 @@ def read_recipe(cls: type, path: Path) -> dict[str, Any]:
     if not path.is_file():
         known = sorted(str(p) for p in path.parent.glob("*.yaml"))
         raise FileNotFoundError(f"There is no recipe {path}. Beside it: {', '.join(known) or '-'}.")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        where = " ".join(str(error).split())
-        raise ValueError(f"Recipe {path} is not valid YAML: {where}.") from error
+    values = read_yaml(path, f"Recipe {path}")
     if not isinstance(values, dict):
         raise ValueError(f"Recipe {path} must be a mapping of names to values, got {values!r}.")
     names = _names(cls)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm.auto import tqdm
 
+from nearfar.checkpoints import nothing_saved
 from nearfar.embeddings import model_inputs
 from nearfar.training import TrainingInterruptedError, termination_flag
 from nearfar.training_options import TrainingOptions
@@ -488,8 +489,5 @@ def saved_states(state_dir: Path, asked: str | None) -> Path | None:
         return None
     folder = state_dir if asked == "latest" else Path(asked)
     if not any(folder.glob(f"{STATE_PREFIX}*")):
-        raise FileNotFoundError(
-            f"There is no saved state to resume from: {asked} ({folder}). Leave out "
-            "--resume_from_checkpoint to start anew."
-        )
+        raise nothing_saved(asked, folder)
     return folder

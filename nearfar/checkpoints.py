@@ -68,3 +68,30 @@ def save_checkpoint(accelerator: Accelerator, state_dir: Path, step: int) -> Non
 def latest_checkpoint(state_dir: Path) -> Path | None:
     """Return the newest saved state, or None."""
     return max(state_dir.glob(f"{CHECKPOINT_PREFIX}*"), default=None)
+
+
+def asked_checkpoint(state_dir: Path, asked: str | None) -> Path | None:
+    """Return the saved state to resume from: None for none, the newest for "latest", or a folder.
+
+    Raises:
+        FileNotFoundError: It is not there.
+    """
+    if asked is None:
+        return None
+    folder = latest_checkpoint(state_dir) if asked == "latest" else Path(asked)
+    if folder is None or not folder.is_dir():
+        raise nothing_saved(asked, state_dir)
+    return folder
+
+
+def nothing_saved(asked: str, folder: Path) -> FileNotFoundError:
+    """Return the error where there is nothing to resume from.
+
+    Args:
+        asked: As the user gave it.
+        folder: Where it was looked for.
+    """
+    return FileNotFoundError(
+        f"There is no saved state to resume from: {asked} ({folder}). Leave out "
+        "--resume_from_checkpoint to start anew."
+    )

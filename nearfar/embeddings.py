@@ -4,24 +4,25 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Protocol, Self, runtime_checkable
+from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 from tqdm.auto import tqdm
 
+from nearfar.clip_table import ClipTable
 from nearfar.schema import resolve_machine
 
 CLIP_FIELDS = ("file_name", "machine", "domain", "condition", "attributes")
 
 
 @dataclass(frozen=True, eq=False)
-class EmbeddingTable:
+class EmbeddingTable(ClipTable):
     """Embeddings with what is known of their clips; row i of every column is clip i.
 
     Attributes:
@@ -62,22 +63,15 @@ class EmbeddingTable:
             attributes=columns["attributes"],
         )
 
-    def __len__(self) -> int:
-        return len(self.embedding)
-
-    @property
-    def machine_names(self) -> list[str]:
-        """The machines in the table, sorted."""
-        return sorted(set(self.machines.tolist()))
-
-    def take(self, rows: NDArray[Any] | Sequence[int]) -> Self:
-        """Return the table of some rows, given as indices or as a mask (N,)."""
-        chosen = np.asarray(rows)
-        return type(self)(**{name: column[chosen] for name, column in vars(self).items()})
-
     def select(self, machine: str) -> Self:
         """Return the clips of one machine: "2026/fan/00", or "fan" where that is unambiguous."""
         return self.take(self.machines == resolve_machine(machine, self.machine_names))
+
+
+class Embedded(NamedTuple):
+    """The least that a model of `extract_embeddings` returns: (batch, views, bands, size)."""
+
+    embedding: Tensor
 
 
 @runtime_checkable
@@ -162,7 +156,8 @@ def extract_embeddings(
         clips: Decoded rows, map-style or streamed.
         feature_extractor: The model's `AsdFeatureExtractor`.
         batch_size: Clips per forward pass.
-        accelerator: Gives the device and the processes; None takes the model's device, alone.
+        accelerator: Gives the device and the processes; None takes the model's device (the
+            CPU for one without weights), alone.
         front_end_strength: The guard's decision per machine, in [0, 1]; a machine left out has 1.
         num_workers: Processes that decode ahead, for map-style clips.
         description: What the progress bar says.
@@ -172,7 +167,8 @@ def extract_embeddings(
     """
     rank = accelerator.process_index if accelerator else 0
     world = accelerator.num_processes if accelerator else 1
-    device = accelerator.device if accelerator else next(model.parameters()).device
+    own = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    device = accelerator.device if accelerator else own
     strengths = front_end_strength or {}
 
     def collate(pairs: list[tuple[int, dict[str, Any]]]) -> tuple[list[Any], dict[str, Any]]:

@@ -129,8 +129,7 @@ def _year(machine: str) -> int:
 def _labelled(clips: ScoreTable) -> ScoreTable:
     """Return the clips of known condition, sorted by file name."""
     rows = np.flatnonzero([condition is not None for condition in clips.conditions])
-    order = rows[np.argsort(clips.file_names[rows])]
-    return ScoreTable(**{name: column[order] for name, column in vars(clips).items()})
+    return clips.take(rows[np.argsort(clips.file_names[rows])])
 
 
 def _machine_metrics(clips: ScoreTable, year: int) -> tuple[dict[str, Any], str | None]:

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 
 @contextmanager
 def whole_folder(folder: Path, *, last: str | None = None) -> Iterator[Path]:
@@ -53,6 +55,15 @@ def read_json(path: Path) -> Any:  # noqa: ANN401
         return json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not valid JSON ({error}). Make it anew.") from error
+
+
+def read_yaml(path: Path, name: str) -> Any:  # noqa: ANN401
+    """Read a YAML file, or raise ValueError naming it as `name`."""
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        where = " ".join(str(error).split())
+        raise ValueError(f"{name} is not valid YAML: {where}.") from error
 
 
 def _finite(value: Any) -> Any:  # noqa: ANN401

@@ -110,8 +110,7 @@ def paired_tables(tables: Mapping[str, ScoreTable]) -> list[ScoreTable]:
                 f"{len(keys)}): {where} lacks {len(lacking)} of them, such as "
                 f"{'/'.join(lacking[0])}. Score both on the same data_dir."
             )
-        rows = np.array([keys[key] for key in order], dtype=np.int64)
-        table = ScoreTable(**{column: values[rows] for column, values in vars(table).items()})
+        table = table.take(np.array([keys[key] for key in order], dtype=np.int64))
         for column in ("domains", "conditions"):
             told = zip(getattr(first, column), getattr(table, column), strict=True)
             for row, values in enumerate(told):
@@ -152,17 +151,9 @@ def fused_table(
     fusion: ScoreFusion, tables: Sequence[ScoreTable], calibrations: Mapping[str, Calibrated]
 ) -> ScoreTable:
     """Return the fused scores of paired tables, with their verdicts."""
-    scores, first = fused_scores(fusion, tables), tables[0]
-    p_values, decisions = verdicts(first.machines, scores, calibrations)
-    return ScoreTable(
-        machines=first.machines,
-        file_names=first.file_names,
-        domains=first.domains,
-        conditions=first.conditions,
-        anomaly_scores=scores,
-        p_values=p_values,
-        decisions=decisions,
-    )
+    scores = fused_scores(fusion, tables)
+    verdict = verdicts(tables[0].machines, scores, calibrations)
+    return ScoreTable.of_clips(tables[0], scores, *verdict)
 
 
 def fused_calibration(

@@ -17,7 +17,7 @@ from scipy.ndimage import median_filter
 from scipy.special import logsumexp
 from torch import Tensor, nn
 
-from nearfar.embeddings import extract_embeddings
+from nearfar.embeddings import Embedded, extract_embeddings
 
 # Chosen on simulated machines of preset challenge, factory seeds 40 to 45, in halls as they are
 # and quieter by 5 and 10 dB, with `complex_least_squares` and `block_nlms`; frozen since.
@@ -46,10 +46,6 @@ class GuardDecision(NamedTuple):
     rest_taken_db: float
 
 
-class _Spectra(NamedTuple):
-    embedding: Tensor
-
-
 class HeardSpectra(nn.Module):
     """The mean spectra of near and of what a front end makes of it, as `extract_embeddings` reads.
 
@@ -60,7 +56,6 @@ class HeardSpectra(nn.Module):
     def __init__(self, front_end: nn.Module) -> None:
         super().__init__()
         self.front_end = front_end
-        self.anchor = nn.Parameter(Tensor(0))  # gives the module a device
 
     def forward(
         self,
@@ -68,12 +63,12 @@ class HeardSpectra(nn.Module):
         far_values: Tensor,
         attention_mask: Tensor,
         **_: Any,  # noqa: ANN401
-    ) -> _Spectra:
+    ) -> Embedded:
         """Return (batch, 2, 1, bins): logarithms of the power of near and cleaned."""
         lengths = attention_mask.sum(dim=1)
         cleaned = self.front_end(near_values, far_values, lengths)
         heard = [log_power(x, lengths) for x in (near_values.float(), cleaned)]
-        return _Spectra(torch.stack(heard, dim=1)[:, :, None])
+        return Embedded(torch.stack(heard, dim=1)[:, :, None])
 
 
 def fit_guard(

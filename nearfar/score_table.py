@@ -9,13 +9,14 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
+from nearfar.clip_table import ClipTable
 from nearfar.schema import GroundTruth
 
 COLUMNS = ("machine", "file_name", "domain", "condition", "anomaly_score", "p_value", "decision")
 
 
 @dataclass(frozen=True, eq=False)
-class ScoreTable:
+class ScoreTable(ClipTable):
     """Scores of test clips; row i of every column is clip i.
 
     Attributes:
@@ -47,18 +48,28 @@ class ScoreTable:
                 f"{self.anomaly_scores[row]}; a score must be finite."
             )
 
-    def __len__(self) -> int:
-        return len(self.machines)
-
-    @property
-    def machine_names(self) -> list[str]:
-        """The machines in the table, sorted."""
-        return sorted(set(self.machines.tolist()))
+    @classmethod
+    def of_clips(
+        cls,
+        clips: ClipTable,
+        anomaly_scores: NDArray[np.float64],
+        p_values: NDArray[np.float64] | None = None,
+        decisions: NDArray[np.object_] | None = None,
+    ) -> Self:
+        """Join the clips of another table and their scores; without verdicts they are unknown."""
+        return cls(
+            machines=clips.machines,
+            file_names=clips.file_names,
+            domains=clips.domains,
+            conditions=clips.conditions,
+            anomaly_scores=anomaly_scores,
+            p_values=np.full(len(clips), np.nan) if p_values is None else p_values,
+            decisions=np.full(len(clips), None, dtype=object) if decisions is None else decisions,
+        )
 
     def select(self, machine: str) -> Self:
         """Return the clips of one machine, by its full name."""
-        chosen = self.machines == machine
-        return type(self)(**{name: column[chosen] for name, column in vars(self).items()})
+        return self.take(self.machines == machine)
 
     def with_ground_truth(self, truth: Mapping[str, Mapping[str, GroundTruth]]) -> Self:
         """Return the table with the conditions and domains of an evaluation set.

@@ -8,6 +8,8 @@ from typing import Any
 
 import yaml
 
+from nearfar.files import read_yaml
+
 LABEL = re.compile(r"(?P<team>[^\W_]+(?:-[^\W_]+)*_[^\W_]+(?:-[^\W_]+)*)_task2_(?P<number>[0-9]+)")
 
 _TEXT, _ANY, _COUNT = "text", "any", "count"
@@ -68,11 +70,7 @@ _Dumper.add_representer(
 
 def read_meta(path: Path) -> dict[str, Any]:
     """Read a YAML mapping, or raise ValueError naming the file."""
-    try:
-        meta = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        where = " ".join(str(error).split())
-        raise ValueError(f"{path.name} is not valid YAML: {where}.") from error
+    meta = read_yaml(path, path.name)
     if not isinstance(meta, dict):
         raise ValueError(f"{path.name} must be a mapping with the keys {sorted(_SCHEMA)}.")
     return meta

@@ -11,6 +11,12 @@ from tests.tiny import TINY_ENCODER
 
 
 @pytest.fixture
+def references() -> Tensor:
+    """Embeddings of 20 normal clips, for detectors."""
+    return clips(20, seed=0)
+
+
+@pytest.fixture
 def tiny_config():
     """Return a function that makes a small AsdConfig; keyword arguments override its fields.
 

@@ -14,15 +14,10 @@ from tests.modeling.detector_cases import (
     LEFT_OUT,
     cases,
     clips,
+    equal_clips_are_legal,
 )
 
-# scikit-learn says so of a mixture of equal clips, and is right.
-pytestmark = pytest.mark.filterwarnings("ignore:Number of distinct clusters")
-
-
-@pytest.fixture
-def references() -> torch.Tensor:
-    return clips(20, seed=0)
+pytestmark = equal_clips_are_legal
 
 
 def test_every_detector_is_held_to_the_contract() -> None:

@@ -12,15 +12,10 @@ from tests.modeling.detector_cases import (
     REFITTED,
     cases,
     clips,
+    equal_clips_are_legal,
 )
 
-# scikit-learn says so of a mixture of equal clips, and is right.
-pytestmark = pytest.mark.filterwarnings("ignore:Number of distinct clusters")
-
-
-@pytest.fixture
-def references() -> torch.Tensor:
-    return clips(20, seed=0)
+pytestmark = equal_clips_are_legal
 
 
 @cases(LEFT_OUT)

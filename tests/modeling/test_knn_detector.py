@@ -98,11 +98,6 @@ def close(scores: torch.Tensor, expected: list[float]) -> None:
     torch.testing.assert_close(scores, torch.tensor(expected, dtype=torch.float32))
 
 
-@pytest.fixture
-def references() -> torch.Tensor:
-    return clips(20, seed=0)
-
-
 @pytest.mark.parametrize("metric", ["cosine", "euclidean", "unit_euclidean"])
 @pytest.mark.parametrize("num_neighbors", [1, 6])
 @pytest.mark.parametrize("per_domain", [True, False])
