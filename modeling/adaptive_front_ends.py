@@ -393,9 +393,10 @@ def inner_products(far: Tensor, num_taps: int, block: int) -> Tensor:
     new, old = (
         x.unfold(1, block + 1, 1)[:, : num_blocks * block] for x in (far[:, num_taps:], far)
     )
-    change = (new * new[..., -1:] - old * old[..., -1:]).unflatten(1, (num_blocks, block))
-    products = torch.cat([start[:, :, None], change[:, :, 1:]], dim=2).transpose(0, 1)
-    products = products.contiguous().cumsum(2).flatten(2)
+    change = torch.addcmul(new * new[..., -1:], old, old[..., -1:], value=-1.0)
+    change = change.unflatten(1, (num_blocks, block))
+    change[:, :, 0] = start
+    products = change.cumsum(2).transpose(0, 1).flatten(2)
     # Row j holds the lags block, ..., 0 of sample j. Read in rows of `block` numbers, from the end
     # of the first row on, sample j's product with sample i < j stands in row j, column i.
     square: Tensor = products[..., block:].unflatten(2, (block, block))
