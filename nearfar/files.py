@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -57,10 +58,21 @@ def read_json(path: Path) -> Any:  # noqa: ANN401
         raise ValueError(f"{path} is not valid JSON ({error}). Make it anew.") from error
 
 
+class _SafeLoader(yaml.SafeLoader):
+    """Reads 3e-4 as a number, as YAML 1.2 does; PyYAML wants 3.0e-4."""
+
+
+_SafeLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"),
+    list("+-.0123456789"),
+)
+
+
 def read_yaml(path: Path, name: str) -> Any:  # noqa: ANN401
     """Read a YAML file, or raise ValueError naming it as `name`."""
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        return yaml.load(path.read_text(encoding="utf-8"), _SafeLoader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         where = " ".join(str(error).split())
         raise ValueError(f"{name} is not valid YAML: {where}.") from error

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nearfar.files import read_json, whole_folder, write_json
+from nearfar.files import read_json, read_yaml, whole_folder, write_json
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -190,3 +190,17 @@ def test_a_damaged_json_file_is_named(tmp_path: Path, content: bytes) -> None:
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"metrics\.json is not valid JSON"):
         read_json(path)
+
+
+@pytest.mark.parametrize("word", ["3e-4", "+3E-4", ".3e-3", "3.e-4", "3.0e-4", "0.0003"])
+def test_yaml_reads_numbers_as_yaml_1_2_does(word: str, tmp_path: Path) -> None:
+    path = tmp_path / "values.yaml"
+    path.write_text(f"options: {{value: {word}, name: 3e4x, text: '3e-4'}}")
+    assert read_yaml(path, "it")["options"] == {"value": 3e-4, "name": "3e4x", "text": "3e-4"}
+
+
+def test_yaml_makes_no_objects(tmp_path: Path) -> None:
+    path = tmp_path / "values.yaml"
+    path.write_text("value: !!python/object/apply:pathlib.Path ['x']")
+    with pytest.raises(ValueError, match="it is not valid YAML"):
+        read_yaml(path, "it")
