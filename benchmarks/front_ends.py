@@ -27,7 +27,8 @@ from datasets import Dataset
 from scipy.io import wavfile
 from torch import Tensor, nn
 
-import train
+from assembly.encoders import build_encoder
+from assembly.models import build_model
 from benchmarks.compare import METRICS
 from benchmarks.front_ends_speed import (
     SAMPLING_RATE,
@@ -48,6 +49,7 @@ from nearfar.files import read_json, write_json
 from nearfar.guard import fit_guard
 from nearfar.plots import plot_spectrograms
 from nearfar.proxy_labels import ProxyLabels
+from nearfar.training_arguments import TrainArguments
 
 JUDGES = ("log_mel", "encoder")
 SPEED, MACHINES = "speed.json", "machines.csv"
@@ -176,11 +178,11 @@ def build_judge(judge: str, clips: Dataset, *, seed: int) -> nn.Module:
 
 def frozen_encoder(clips: Dataset, *, seed: int) -> AsdModel:
     """Return what `train.py --no_training` makes of the quickstart recipe, without front end."""
-    values = read_recipe(train.TrainArguments, RECIPE) | {"front_end": "near", "seed": seed}
-    args = train.TrainArguments(**values, data_dir=Path(), output_dir=Path(), no_training=True)
+    values = read_recipe(TrainArguments, RECIPE) | {"front_end": "near", "seed": seed}
+    args = TrainArguments(**values, data_dir=Path(), output_dir=Path(), no_training=True)
     set_seed(seed)
     labels = ProxyLabels.from_clips(known(clips), parts=args.label_parts)
-    return train.build_model(args, train.build_encoder(args), labels).asd
+    return build_model(args, build_encoder(args), labels).asd
 
 
 def evaluate(

@@ -23,6 +23,7 @@ from nearfar.arguments import parse_arguments
 from nearfar.evaluation import ScoreTable
 from nearfar.hub import read_run
 from nearfar.training import TrainingInterruptedError
+from nearfar.training_arguments import check_kind
 from tests.scripts import assert_two_processes_train_as_one, run_script, weights
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -248,7 +249,7 @@ def test_a_recipe_states_what_the_organisers_do(tmp_path: Path, name: str) -> No
     here = ["--data_dir", str(tmp_path), "--output_dir", str(tmp_path)]
     recipe = ROOT / "recipes" / f"{name}.yaml"
     args = parse_arguments(train.TrainArguments, ["--recipe", str(recipe), *here])
-    train.check_kind(args)
+    check_kind(args)
     stated = AutoencoderConfig(**args.autoencoder_config)
     official = AutoencoderConfig(scoring="mse" if name == "baseline_mse" else "mahalanobis")
     assert stated.to_dict() == official.to_dict()

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 import score
 import train
+from assembly import guards
 from data_scripts.near_far import decoded, load_near_far
 from modeling import ReferenceBank
 from nearfar import guard
@@ -74,7 +75,7 @@ def test_the_guard_hears_references_only(factory_dir, tmp_path, monkeypatch) -> 
         heard.extend((clip["machine"], clip["file_name"]) for clip in clips)
         return {}
 
-    monkeypatch.setattr(train, "fit_guard", note)
+    monkeypatch.setattr(guards, "fit_guard", note)
     folder = run(tmp_path, factory_dir, monkeypatch, *CANCEL, "--guard", "fitted", "--no_training")
     held = json.loads((folder / "metrics.json").read_text())
     assert len(heard) == held["num_references"] < 40

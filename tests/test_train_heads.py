@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import train
+from assembly import training_clips
 from modeling import HEADS, AsdConfig, AsdForProxyClassification
 from modeling.adversary import reversal_strength
 from nearfar import training
@@ -97,9 +98,9 @@ def state(model: AsdForProxyClassification) -> tuple[AsdForProxyClassification, 
 def test_a_domain_adversary_without_target_clips_is_refused(
     factory_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    known = train.known
+    known = training_clips.known
     monkeypatch.setattr(
-        train, "known", lambda clips: [row | {"domain": "source"} for row in known(clips)]
+        training_clips, "known", lambda clips: [row | {"domain": "source"} for row in known(clips)]
     )
     arguments = ["--data_dir", factory_dir, "--output_dir", tmp_path, *TINY_RECIPE]
     with pytest.raises(ValueError, match=r"they hold \[32, 0\] \(source, target\)"):

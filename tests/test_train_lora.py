@@ -13,15 +13,18 @@ from safetensors.torch import load_file, save_file
 
 import score
 import train
+from assembly import labels
+from assembly.models import untrained
 from data_scripts.near_far import decoded, load_near_far
 from modeling import (
     ENCODERS,
+    LORA_TARGET_MODULES,
     AsdConfig,
     AsdForProxyClassification,
     AsdModel,
 )
 from modeling.modeling_asd import Encoder
-from nearfar import training
+from nearfar import training, training_arguments
 from nearfar.evaluation import ScoreTable
 from nearfar.files import read_json
 from nearfar.training import TrainingInterruptedError
@@ -113,7 +116,7 @@ def test_merged_weights_lie_beside_no_adapter_and_differ_only_where_one_was(
     before = load_file(encoder_dirs[encoder] / "model.safetensors")
     after = {name.removeprefix("asd.encoder."): tensor for name, tensor in weights(run).items()}
     changed = {name for name in before if not torch.equal(before[name], after[name])}
-    targets = train.LORA_TARGET_MODULES[f"nearfar_{encoder}"]
+    targets = LORA_TARGET_MODULES[f"nearfar_{encoder}"]
     names = {name for name in before if name.split(".")[-2] in targets and "layers." in name}
     assert changed == {name for name in names if name.endswith(".weight")}
 
@@ -221,7 +224,7 @@ def test_a_mistake_is_answered_and_nothing_is_written(
 def test_without_peft_the_answer_is_what_to_install(
     encoder_dirs, factory_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(train, "is_peft_available", lambda: False)
+    monkeypatch.setattr(training_arguments, "is_peft_available", lambda: False)
     arguments = [*words(encoder_dirs["beats"], factory_dir, tmp_path), *LORA]
     with pytest.raises(ValueError, match=r"pip install 'nearfar\[train\]'"):
         run_script(train, arguments, monkeypatch)
@@ -310,7 +313,7 @@ def test_an_encoder_as_it_is_is_scored_without_a_weight_drawn_at_random(
 def test_what_needs_no_training_stays_as_configured(values, expected) -> None:
     config = AsdConfig(encoder_config=TINY_ENCODERS["beats"], **values)
     before = config.to_dict()
-    found = train.untrained(config)
+    found = untrained(config)
     assert config.to_dict() == before
     expected = expected | {"projection": "none", "projection_size": None}
     expected |= {"scored_embedding": "pooled"}
@@ -329,7 +332,7 @@ def test_pseudo_labels_come_from_the_encoder_as_it_is(
         made.append(table.embedding)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(train, "pseudo_attributes", keep)
+    monkeypatch.setattr(labels, "pseudo_attributes", keep)
     machine = next((factory_dir / "dev_data" / "raw").iterdir()).name
     for seed, options in ((1, LEARNT), (2, ("--projection", "linear"))):
         arguments = [*words(encoder_dirs["beats"], factory_dir, tmp_path), *options]

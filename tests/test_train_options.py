@@ -11,6 +11,7 @@ import torch
 
 import score
 import train
+from assembly import fine_tuning
 from data_scripts.near_far import decoded, load_near_far
 from modeling import AsdConfig
 from nearfar import training
@@ -90,7 +91,7 @@ def test_validation_clips_do_not_train_and_are_references(
         heard["train"] = names(clips[i] for i in range(len(clips)))
         heard["validation"] = names(validation[i] for i in range(len(validation)))
 
-    monkeypatch.setattr(train, "train", note)
+    monkeypatch.setattr(fine_tuning, "train", note)
     arguments = words(factory_dir, tmp_path, "--validation_share", 0.3, "--label_parts", "machine")
     run_script(train, arguments, monkeypatch)
     metrics = json.loads((tmp_path / "metrics.json").read_text())
@@ -129,14 +130,14 @@ def test_pseudo_labels_are_clustered_anew_while_the_encoder_trains(
     bare_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     renewed = []
-    renew = train.renewed_labels
+    renew = fine_tuning.renewed_labels
 
     def note(table, labels, *, seed):
         found = renew(table, labels, seed=seed)
         renewed.append((table.embedding, labels.copy(), found))
         return found
 
-    monkeypatch.setattr(train, "renewed_labels", note)
+    monkeypatch.setattr(fine_tuning, "renewed_labels", note)
     options = ("--pseudo_labels", "missing_attributes", "--pseudo_label_epochs", 1)
     options += ("--num_pseudo_labels", 2, 3, "--num_train_epochs", 3, "--mixup_alpha", 0.4)
     run_script(train, words(bare_dir, tmp_path, *options), monkeypatch)

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import yaml
 
-import train
 from nearfar.arguments import parse_arguments, read_recipe
 from nearfar.files import read_json, write_json
 from nearfar.hub import FORMAT_VERSION, KINDS, model_card, read_run, write_run
+from nearfar.training_arguments import TrainArguments, resolved_recipe
 
 METRICS = {
     "official_score": None,
@@ -228,20 +228,20 @@ def test_the_cards_front_matter_is_what_the_hub_reads() -> None:
 def test_a_resolved_recipe_names_no_place_of_this_machine_and_makes_the_same_run_again(
     tmp_path: Path,
 ) -> None:
-    recipes = Path(train.__file__).parent / "recipes"
+    recipes = Path(__file__).parents[2] / "recipes"
     here = ["--data_dir", str(tmp_path / "data"), "--output_dir", str(tmp_path / "out")]
     words = ["--recipe", str(recipes / "quickstart.yaml"), *here, "--layers", "1", "2"]
     words += ["--encoder_config", "none", "--encoder_checkpoint", str(tmp_path / "BEATs.pt")]
-    args = parse_arguments(train.TrainArguments, [*words, "--learning_rate", "3e-4"])
-    resolved = train.resolved_recipe(args)
+    args = parse_arguments(TrainArguments, [*words, "--learning_rate", "3e-4"])
+    resolved = resolved_recipe(args)
     write(tmp_path / "run", recipe=resolved)
     text = (tmp_path / "run" / "recipe.yaml").read_text()
     assert str(tmp_path) not in text
     assert resolved["encoder_checkpoint"] == "BEATs.pt"
-    assert read_recipe(train.TrainArguments, tmp_path / "run" / "recipe.yaml") == resolved | {
+    assert read_recipe(TrainArguments, tmp_path / "run" / "recipe.yaml") == resolved | {
         "encoder_checkpoint": Path("BEATs.pt")
     }
     again = parse_arguments(
-        train.TrainArguments, ["--recipe", str(tmp_path / "run" / "recipe.yaml"), *here]
+        TrainArguments, ["--recipe", str(tmp_path / "run" / "recipe.yaml"), *here]
     )
-    assert train.resolved_recipe(again) == resolved
+    assert resolved_recipe(again) == resolved

@@ -1,0 +1,72 @@
+"""From a trained model to its run folder: reference bank, thresholds, figures, files."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from assembly.embedding import Embedder
+from assembly.training_clips import TrainingClips
+from modeling import (
+    AsdForProxyClassification,
+    AutoencoderModel,
+    ReferenceBank,
+    encoder_fingerprint,
+)
+from nearfar.guard import GuardDecision
+from nearfar.hub import write_run
+from nearfar.training_arguments import TrainArguments, resolved_recipe
+
+if TYPE_CHECKING:
+    from peft import PeftModel  # of the extra "train"
+
+
+def write_detector(
+    args: TrainArguments,
+    model: AsdForProxyClassification | AutoencoderModel,
+    clips: TrainingClips,
+    embedder: Embedder,
+    *,
+    guard: Mapping[str, GuardDecision],
+    num_classes: int | None = None,
+    num_validation: int = 0,
+    adapter: "PeftModel | None" = None,
+) -> None:
+    """Fill the reference bank, calibrate it, and write the run folder."""
+    references, held_out = clips.references, clips.held_out
+    table = embedder(model.base_model, references, "references")
+    calibrating = None
+    if held_out is not None:
+        calibrating = embedder(model.base_model, held_out, "calibration")
+    model.to("cpu")  # type: ignore[arg-type] # transformers types it as if it took a dtype alone
+    bank = ReferenceBank(
+        model.config,
+        fingerprint=encoder_fingerprint(model.base_model),
+        guard=embedder.strengths,
+        threshold=args.threshold,
+        threshold_quantile=args.threshold_quantile,
+    ).fit(table, calibration=calibrating, frozen_encoder=args.no_training)
+    if embedder.accelerator.is_main_process:
+        write_run(
+            args.output_dir,
+            model=model,
+            feature_extractor=embedder.feature_extractor,
+            bank=bank,
+            recipe=resolved_recipe(args),
+            metrics={
+                "official_score": None,  # score.py gives it
+                "machines": {},
+                "seed": args.seed,
+                "recipe": args.recipe.stem if args.recipe else None,
+                "frozen_encoder": args.no_training,
+                "guard": {name: decision._asdict() for name, decision in guard.items()} or None,
+                "num_classes": num_classes,
+                "num_references": len(references),
+                "num_validation": num_validation,
+                "num_calibration": 0 if held_out is None else len(held_out),
+                "num_parameters": sum(p.numel() for p in model.parameters()),
+            },
+            thresholds={name: bank.threshold(name) for name in bank.machines},
+            kind=args.kind,
+            adapter=adapter,
+        )
+        print(f"{args.output_dir}: {len(bank.machines)} machines, {len(references)} references")  # noqa: T201 - the script's answer
+    embedder.accelerator.end_training()

@@ -1,0 +1,55 @@
+"""The recordings that a recipe trains on, and what each of them is for."""
+
+from typing import Any, NamedTuple
+
+from accelerate import Accelerator
+from datasets import Dataset
+
+from data_scripts.near_far import known, load_near_far
+from nearfar.splits import held_out_rows
+from nearfar.training_arguments import TrainArguments
+
+
+class TrainingClips(NamedTuple):
+    """Normal clips: those that train and fill the bank, and those kept back.
+
+    Attributes:
+        references: They train and fill the bank.
+        rows: What is known of each reference, without sound.
+        held_out: For thresholds: of neither training nor bank; None where none is kept back.
+    """
+
+    references: Dataset
+    rows: list[dict[str, Any]]
+    held_out: Dataset | None
+
+
+def training_clips(args: TrainArguments, accelerator: Accelerator) -> TrainingClips:
+    """Return the clips of a data folder, split as the arguments want it."""
+    clips = load_clips(args, accelerator)
+    rows = known(clips)
+    held_out = held_out_rows(
+        [row["machine"] for row in rows],
+        [row["domain"] for row in rows],
+        share=args.held_out_share,
+        seed=args.seed,
+    )
+    kept = held_out.nonzero()[0]
+    return TrainingClips(
+        clips.select((~held_out).nonzero()[0]),
+        [row for row, held in zip(rows, held_out, strict=True) if not held],
+        clips.select(kept) if len(kept) else None,
+    )
+
+
+def load_clips(args: TrainArguments, accelerator: Accelerator) -> Dataset:
+    """Return the training clips; the main process prepares the cache, the others wait for it."""
+    with accelerator.main_process_first():
+        return load_near_far(
+            args.data_dir,
+            year=args.year,
+            machine_types=args.machine_types,
+            subsets=args.train_subsets,
+            num_proc=args.num_proc,
+            resample=args.resample,
+        )["train"]
