@@ -6,34 +6,22 @@ python score.py --fuse runs/a runs/b --weights 0.45 0.55 --output_dir runs/c
 """
 
 import logging
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import torch
-import yaml
 from accelerate import Accelerator
 
+from assembly.scorers import calibrate, load_scorer, load_test_clips, scored_by
 from data_scripts.ground_truth import read_ground_truth
-from data_scripts.near_far import decoded, known, load_near_far
-from modeling import AsdFeatureExtractor, AsdModel, AutoencoderModel, Calibration, ReferenceBank
 from nearfar.arguments import parse_arguments, script
-from nearfar.embeddings import extract_embeddings
-from nearfar.evaluation import METRICS_FILE, ScoreTable, evaluate_scores, table_year
-from nearfar.files import read_json
+from nearfar.evaluation import evaluate_scores, table_year
 from nearfar.fused_folders import FusionOptions, fuse_folders, stated_fusion
-from nearfar.fused_scores import CalibrationClips, verdicts
-from nearfar.fusion_run import read_fusion, write_fusion_run
-from nearfar.hub import RUN_FILE, read_run
+from nearfar.fusion_run import write_fusion_run
+from nearfar.hub import RUN_FILE
 from nearfar.metric_tables import PrintAs, format_metrics
 from nearfar.score_folder import Scored, write_scores
-from nearfar.scorers import FusionScorer, Scorer
 
 logger = logging.getLogger("nearfar.score")
-
-MODELS = {"model": AsdModel, "autoencoder": AutoencoderModel}  # by the kind in run.json
 
 
 @dataclass(kw_only=True)
@@ -62,60 +50,6 @@ class ScoreArguments(FusionOptions):
     )
     num_resamples: int = field(default=1000, metadata={"help": "Of the bootstrap; 0: no interval."})
     print_as: PrintAs = field(default="table", metadata={"help": "table, csv, json or latex."})
-
-
-@dataclass
-class ModelScorer:
-    """A run of kind "model" or "autoencoder".
-
-    Attributes:
-        model: Gives embeddings, or scores in their place.
-        feature_extractor: Batches waveforms for the model.
-        bank: Gives scores, thresholds and p-values from embeddings.
-        recipe: All arguments that made the run.
-        metrics: The run's own `metrics.json`.
-    """
-
-    model: AsdModel | AutoencoderModel
-    feature_extractor: AsdFeatureExtractor
-    bank: ReferenceBank
-    recipe: dict[str, Any]
-    metrics: dict[str, Any]
-
-    def check_machines(self, machines: Iterable[str]) -> None:
-        """Raise KeyError naming the first machine that the bank does not hold."""
-        for machine in sorted(set(machines)):
-            self.bank.resolve(machine)
-
-    def calibration(self, machine: str) -> Calibration:
-        """Return a machine's calibration clips, their scores and its threshold."""
-        return self.bank.calibration(machine)
-
-    def score(
-        self,
-        clips: Sequence[dict[str, Any]],
-        accelerator: Accelerator | None = None,
-        **options: Any,  # noqa: ANN401
-    ) -> ScoreTable:
-        """Score decoded clips; `options` go to `extract_embeddings`."""
-        strengths = {name: self.bank.front_end_strength(name) for name in self.bank.machines}
-        table = extract_embeddings(
-            self.model,
-            clips,
-            self.feature_extractor,
-            accelerator=accelerator,
-            front_end_strength=strengths,
-            description="scoring",
-            **options,
-        )
-        scores = np.empty(len(table))
-        for machine in table.machine_names:
-            rows = np.flatnonzero(table.machines == machine)
-            embedding = torch.from_numpy(table.embedding[rows])
-            scores[rows] = self.bank.anomaly_score(embedding, machine).double().numpy()
-        calibrations = {name: self.calibration(name) for name in table.machine_names}
-        verdict = verdicts(table.machines, scores, calibrations)
-        return ScoreTable.of_clips(table, scores, *verdict)
 
 
 def main() -> None:
@@ -170,67 +104,21 @@ def score_clips(args: ScoreArguments, accelerator: Accelerator) -> Scored:
     """Score the clips of a data folder with a run folder."""
     assert args.model is not None  # check_arguments
     scorer = load_scorer(args.model)
-    with accelerator.main_process_first():
-        clips = load_near_far(
-            args.data_dir,
-            year=args.year or scorer.recipe["year"],
-            machine_types=args.machine_types,
-            subsets=args.score_subsets,
-            num_proc=args.num_proc,
-            resample=args.resample,
-        )["test"]
-    scorer.check_machines(row["machine"] for row in known(clips))
-    table = scorer.score(
-        decoded(clips),
+    clips = load_test_clips(
+        args.data_dir,
+        accelerator,
+        year=args.year or scorer.recipe["year"],
+        machine_types=args.machine_types,
+        subsets=args.score_subsets,
+        num_proc=args.num_proc,
+        resample=args.resample,
+    )
+    return scored_by(
+        scorer,
+        clips,
         accelerator,
         batch_size=args.extraction_batch_size,
         num_workers=args.dataloader_num_workers,
-    )
-    return Scored(
-        table,
-        {name: scorer.calibration(name) for name in table.machine_names},
-        {name: scorer.metrics.get(name) for name in ("seed", "recipe", "frozen_encoder")},
-    )
-
-
-def calibrate(clips: CalibrationClips) -> Calibration:
-    """Return the percentile threshold of fused calibration scores."""
-    scores = torch.from_numpy(clips.anomaly_scores)
-    return Calibration.fit(scores, clips.file_names, clips.domains, origin=clips.origin)
-
-
-def load_scorer(folder: Path) -> Scorer:
-    """Load a run folder with the local classes, never with the folder's own code.
-
-    Raises:
-        FileNotFoundError: It, or a member of it, is not a complete run folder.
-        ValueError: It is of a kind that this version cannot score, its bank belongs to another
-            encoder, or its weights do not fit its members.
-    """
-    run = read_run(folder)
-    if run["kind"] == "fusion":
-        fusion, _ = read_fusion(folder)
-        members = [load_scorer(folder / member) for member in run["members"]]
-        if len(members) != len(fusion.weights):
-            raise ValueError(
-                f"{folder} has {len(members)} members but {len(fusion.weights)} weights. Make the "
-                "fusion anew with score.py --fuse."
-            )
-        return FusionScorer(members, fusion, calibrate)
-    if run["kind"] not in MODELS:
-        raise ValueError(
-            f"{folder} is a {run['kind']!r}; this version of score.py scores runs of the kinds "
-            f"{[*MODELS, 'fusion']}."
-        )
-    model = MODELS[run["kind"]].from_pretrained(folder).eval()
-    bank = ReferenceBank.from_pretrained(folder)
-    bank.check_encoder(model)
-    return ModelScorer(
-        model=model,
-        feature_extractor=AsdFeatureExtractor.from_pretrained(folder),
-        bank=bank,
-        recipe=yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8")),
-        metrics=read_json(folder / METRICS_FILE),
     )
 
 

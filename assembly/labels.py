@@ -1,7 +1,7 @@
 """The proxy classes that a recipe asks for."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import Any
 
 from datasets import Dataset
@@ -9,8 +9,10 @@ from torch import nn
 
 from assembly.embedding import Embedder
 from assembly.models import asd_config, untrained
+from data_scripts.dcase import EDITIONS
 from modeling import AsdModel
 from nearfar.proxy_labels import ProxyLabels, pseudo_attributes
+from nearfar.schema import machine_name
 from nearfar.training_arguments import TrainArguments
 
 logger = logging.getLogger(__name__)
@@ -44,14 +46,41 @@ def make_labels(
         frozen = AsdModel(untrained(asd_config(args, encoder, labels)))
         frozen.load_encoder(encoder)
         table = embedder(frozen, references, "pseudo labels")
-        pseudo = pseudo_attributes(table, num_clusters=args.num_pseudo_labels, seed=args.seed)
+        pseudo = pseudo_attributes(
+            table,
+            num_clusters=args.num_pseudo_labels,
+            min_clips=args.min_pseudo_label_clips,
+            seed=args.seed,
+        )
         pseudo *= len(args.train_channels)
         labels = ProxyLabels.from_clips(items, parts=args.label_parts, pseudo_attributes=pseudo)
         logger.info("Pseudo labels: %d proxy classes.", labels.num_classes)
-    if args.num_classes is not None and labels.num_classes != args.num_classes:
-        raise ValueError(
-            f"The recipe expects {args.num_classes} proxy classes, but the clips have "
-            f"{labels.num_classes}. Check data_dir, year and train_subsets, or give "
-            "--num_classes none."
-        )
+    check_num_classes(args, labels, {row["machine"] for row in rows})
     return labels
+
+
+def check_num_classes(args: TrainArguments, labels: ProxyLabels, machines: Set[str]) -> None:
+    """Raise ValueError where the recipe expects another number of proxy classes.
+
+    Args:
+        args: With `num_classes`, of any clips, and `num_classes_2026`, of all machines of 2026.
+        labels: The classes.
+        machines: Full names of the machines that are trained on.
+    """
+    expected = {"num_classes": args.num_classes}
+    if machines == pool_of_2026() and not args.no_training:
+        expected["num_classes_2026"] = args.num_classes_2026
+    for name, due in expected.items():
+        if due is not None and labels.num_classes != due:
+            raise ValueError(
+                f"The recipe expects {due} proxy classes ({name}), but the clips have "
+                f"{labels.num_classes}. Check data_dir, year and train_subsets, and that the "
+                f"recordings are complete; or give --{name} none."
+            )
+
+
+def pool_of_2026() -> set[str]:
+    """Return the names of the twelve machines that the systems of 2026 are trained on."""
+    edition = EDITIONS[2026]
+    types = (*edition.dev_machines, *edition.eval_machines)
+    return {machine_name(2026, machine_type, 0) for machine_type in types}

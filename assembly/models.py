@@ -2,11 +2,13 @@
 
 import copy
 import dataclasses
+import inspect
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from modeling import (
+    HEADS,
     LORA_MODULES_TO_SAVE,
     LORA_TARGET_MODULES,
     POOLINGS,
@@ -30,6 +32,8 @@ def asd_config(
         f.name for f in dataclasses.fields(AsdConfig)
     }
     values = {name: getattr(args, name) for name in sorted(shared - {"encoder_config"})}
+    if args.subcenters_without_attributes is not None:
+        values["head_options"] = subcenter_options(args, labels)
     return AsdConfig(
         encoder_config=encoder.config,
         sampling_rate=encoder.config.sampling_rate,
@@ -37,6 +41,32 @@ def asd_config(
         label2id={name: index for index, name in enumerate(labels.class_names)},
         **values,
     )
+
+
+def subcenter_options(args: TrainArguments, labels: ProxyLabels) -> dict[str, Any]:
+    """Return the head's options with a number of sub-centres for each class.
+
+    Raises:
+        ValueError: The head has no sub-centres, or the options already give them class by class.
+    """
+    if "num_subcenters" not in inspect.signature(HEADS[args.head]).parameters:
+        able = sorted(
+            name for name in HEADS if "num_subcenters" in inspect.signature(HEADS[name]).parameters
+        )
+        raise ValueError(
+            f"subcenters_without_attributes={args.subcenters_without_attributes} came with "
+            f"head={args.head!r}, which has no num_subcenters. Take one of {able}, or leave it out."
+        )
+    options: Any = args.head_options or {}
+    usual = options.get("num_subcenters", 1)
+    if not isinstance(usual, int):
+        raise ValueError(
+            f"subcenters_without_attributes={args.subcenters_without_attributes} and head_options' "
+            f"num_subcenters={usual} both count class by class. Give one of them."
+        )
+    bare = labels.without_attributes.tolist()
+    counts = [args.subcenters_without_attributes if is_bare else usual for is_bare in bare]
+    return dict(options) | {"num_subcenters": counts}
 
 
 def untrained(config: AsdConfig) -> AsdConfig:

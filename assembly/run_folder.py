@@ -11,6 +11,7 @@ from modeling import (
     ReferenceBank,
     encoder_fingerprint,
 )
+from nearfar.accelerators import close
 from nearfar.guard import GuardDecision
 from nearfar.hub import write_run
 from nearfar.training_arguments import TrainArguments, resolved_recipe
@@ -63,10 +64,13 @@ def write_detector(
                 "num_validation": num_validation,
                 "num_calibration": 0 if held_out is None else len(held_out),
                 "num_parameters": sum(p.numel() for p in model.parameters()),
+                "embedding_shape": list(table.embedding.shape[1:]),  # views, bands, size
+                "clips_digest": clips.digest(),
+                "smoke": args.smoke,
             },
             thresholds={name: bank.threshold(name) for name in bank.machines},
             kind=args.kind,
             adapter=adapter,
         )
         print(f"{args.output_dir}: {len(bank.machines)} machines, {len(references)} references")  # noqa: T201 - the script's answer
-    embedder.accelerator.end_training()
+    close(embedder.accelerator)

@@ -1,8 +1,10 @@
 """The recordings that a recipe trains on, and what each of them is for."""
 
+import hashlib
+import json
 from typing import Any, NamedTuple
 
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from datasets import Dataset
 
 from data_scripts.near_far import known, load_near_far
@@ -23,8 +25,14 @@ class TrainingClips(NamedTuple):
     rows: list[dict[str, Any]]
     held_out: Dataset | None
 
+    def digest(self) -> str:
+        """Return a digest of which clips there are, and which of them are kept back."""
+        kept = [] if self.held_out is None else known(self.held_out)
+        names = [[(row["machine"], row["file_name"]) for row in rows] for rows in (self.rows, kept)]
+        return hashlib.sha256(json.dumps(names).encode()).hexdigest()
 
-def training_clips(args: TrainArguments, accelerator: Accelerator) -> TrainingClips:
+
+def training_clips(args: TrainArguments, accelerator: Accelerator | PartialState) -> TrainingClips:
     """Return the clips of a data folder, split as the arguments want it."""
     clips = load_clips(args, accelerator)
     rows = known(clips)
@@ -33,6 +41,7 @@ def training_clips(args: TrainArguments, accelerator: Accelerator) -> TrainingCl
         [row["domain"] for row in rows],
         share=args.held_out_share,
         seed=args.seed,
+        attributes=[row["attributes"] for row in rows],
     )
     kept = held_out.nonzero()[0]
     return TrainingClips(
@@ -42,8 +51,9 @@ def training_clips(args: TrainArguments, accelerator: Accelerator) -> TrainingCl
     )
 
 
-def load_clips(args: TrainArguments, accelerator: Accelerator) -> Dataset:
+def load_clips(args: TrainArguments, accelerator: Accelerator | PartialState) -> Dataset:
     """Return the training clips; the main process prepares the cache, the others wait for it."""
+    assert args.data_dir is not None  # check_arguments
     with accelerator.main_process_first():
         return load_near_far(
             args.data_dir,

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from assembly.scorers import ModelScorer, calibrate, load_scorer
 from benchmarks.quickstart import ROOT, TRAIN, mean_interval, run_steps
 from data_scripts.near_far import decoded, known, load_near_far
 from modeling import THRESHOLDS, Calibration, ReferenceBank
@@ -28,7 +29,6 @@ from nearfar.files import read_json, whole_folder, write_json
 from nearfar.fused_scores import CalibrationClips, verdicts
 from nearfar.hub import RUN_FILE
 from nearfar.plots import plot_calibration
-from score import ModelScorer, calibrate, load_scorer
 
 # 330 normal clips a machine, of which 102 are held out: enough for a p-value of 1 %.
 FACTORY = ["--machines", 3, "--source_train", 300, "--target_train", 30]

@@ -73,7 +73,7 @@ class Calibration:
     def fit(
         cls,
         anomaly_scores: Tensor,
-        file_names: Sequence[str],
+        file_names: Sequence[str | None],
         domains: Sequence[str | None],
         *,
         origin: str,

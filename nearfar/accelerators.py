@@ -37,3 +37,10 @@ def build_accelerator(args: TrainArguments) -> Accelerator:
     accelerator.init_trackers("nearfar", {"num_processes": accelerator.num_processes})
     logging.getLogger().setLevel(logging.INFO if accelerator.is_main_process else logging.ERROR)
     return accelerator
+
+
+def close(accelerator: Accelerator) -> None:
+    """End a training's log, and let all processes see its files; another training may follow."""
+    for tracker in accelerator.trackers:
+        tracker.finish()
+    accelerator.wait_for_everyone()

@@ -1,5 +1,6 @@
 """Arguments of a script: a dataclass's defaults, a recipe over them, the command line over both."""
 
+import argparse
 import dataclasses
 import difflib
 import json
@@ -7,7 +8,7 @@ import logging
 import sys
 import types
 import typing
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -63,12 +64,28 @@ def parse_arguments(cls: type[Arguments], argv: Sequence[str] | None = None) -> 
     if unknown:
         flag = next((word for word in unknown if word.startswith("--")), unknown[0])
         name = flag.removeprefix("--").split("=")[0]
-        raise ValueError(f"{flag} is not a flag of this script.{_nearest(name, _names(cls))}")
+        raise ValueError(f"{flag} is not a flag of this script.{nearest_name(name, _names(cls))}")
     arguments = parsed[0]
     for field in dataclasses.fields(arguments):
         value = coerce(field.name, getattr(arguments, field.name), _hint(cls, field.name))
         setattr(arguments, field.name, value)
     return typing.cast(Arguments, arguments)
+
+
+def given_arguments(cls: type, argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """Return what stands on the command line itself: neither defaults nor a recipe's values.
+
+    Args:
+        cls: A dataclass, as `parse_arguments` takes it.
+        argv: The command line, which `parse_arguments` has accepted; None: the process's own.
+    """
+    parser = _Parser(typing.cast(Any, cls), allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    for action in parser._actions:
+        action.default, action.required = argparse.SUPPRESS, False
+        if action.dest in _names(cls):
+            action.type = action.choices = None
+    given = vars(parser.parse_args(list(sys.argv[1:] if argv is None else argv)))
+    return {name: coerce(name, value, _hint(cls, name)) for name, value in given.items()}
 
 
 def check_names(option: str, chosen: Sequence[str], known: Collection[str]) -> None:
@@ -97,11 +114,24 @@ def read_recipe(cls: type, path: Path) -> dict[str, Any]:
     values = read_yaml(path, f"Recipe {path}")
     if not isinstance(values, dict):
         raise ValueError(f"Recipe {path} must be a mapping of names to values, got {values!r}.")
+    return checked_values(cls, values, f"Recipe {path}")
+
+
+def checked_values(cls: type, values: Mapping[Any, Any], where: str) -> dict[str, Any]:
+    """Return values as the fields of the dataclass `cls` declare them.
+
+    Args:
+        cls: A dataclass.
+        values: Name -> value.
+        where: They come from, for messages.
+
+    Raises:
+        ValueError: A name is unknown (the nearest one is given), or a value of the wrong type.
+    """
     names = _names(cls)
     for key in values:
         if key not in names:
-            nearest = _nearest(str(key), names)
-            raise ValueError(f"Recipe {path} has an unknown key {key!r}.{nearest}")
+            raise ValueError(f"{where} has an unknown key {key!r}.{nearest_name(str(key), names)}")
     return {key: coerce(key, value, _hint(cls, key)) for key, value in values.items()}
 
 
@@ -175,6 +205,12 @@ def coerce(name: str, value: Any, hint: Any) -> Any:  # noqa: ANN401 - any field
     return value
 
 
+def nearest_name(name: str, names: Collection[str]) -> str:
+    """Return the end of a message: the valid name nearest to an unknown one, or all of them."""
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    return f" Did you mean {close[0]!r}?" if close else f" Valid are: {', '.join(sorted(names))}."
+
+
 def script(main: Callable[[], int | None]) -> NoReturn:
     """Run a script's `main`; an error a user can cause ends it with its message and exit code 1.
 
@@ -203,11 +239,6 @@ def _names(cls: type) -> list[str]:
 
 def _hint(cls: type, name: str) -> Any:  # noqa: ANN401
     return typing.get_type_hints(cls)[name]
-
-
-def _nearest(name: str, names: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    return f" Did you mean {close[0]!r}?" if close else f" Valid are: {', '.join(sorted(names))}."
 
 
 def _spelt(hint: Any) -> str:  # noqa: ANN401

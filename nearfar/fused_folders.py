@@ -1,9 +1,12 @@
 """Fusion of score folders into one: options, weights stated or searched, verdicts."""
 
 import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from numpy.typing import ArrayLike
 
 from nearfar.evaluation import (
     SCORES_FILE,
@@ -19,40 +22,26 @@ from nearfar.fused_scores import (
     paired_tables,
     search_input,
 )
-from nearfar.fusion import Normalization, ScoreFusion
+from nearfar.fusion import ScoreFusion
+from nearfar.fusion_options import WeightOptions
 from nearfar.fusion_run import read_fusion
 from nearfar.score_folder import Scored
 from nearfar.scorers import Calibrate
-from nearfar.weight_search import SearchMethod, format_search, search_weights
+from nearfar.weight_search import format_search, search_weights
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(kw_only=True)
-class FusionOptions:
+class FusionOptions(WeightOptions):
     """What is fused, and with which weights."""
 
     fuse: list[Path] | None = field(
         default=None,
         metadata={"help": "Instead: score folders, to fuse into one, or run folders likewise."},
     )
-    weights: list[float] | None = field(
-        default=None, metadata={"help": "Of the fusion, in the order of --fuse; their sum is 1."}
-    )
     weights_from: Path | None = field(
         default=None, metadata={"help": "A fusion's folder, whose weights and scale to take."}
-    )
-    search_weights: bool = field(
-        default=False, metadata={"help": "Search the weights on the labels of score folders."}
-    )
-    search_method: SearchMethod = field(
-        default="grid", metadata={"help": "grid, or bayesian (with the extra fusion)."}
-    )
-    search_step: float = field(default=0.05, metadata={"help": "Of the grid."})
-    num_trials: int = field(default=200, metadata={"help": "Of one Bayesian search."})
-    search_seed: int = field(default=0, metadata={"help": "Of a Bayesian search."})
-    normalization: Normalization = field(
-        default="z", metadata={"help": "A member's scale: z, quantile or min_max."}
     )
 
     def check_weights(self) -> None:
@@ -94,20 +83,7 @@ def fuse_folders(args: FusionOptions, calibrate: Calibrate, *, num_resamples: in
     scores = {name: [member[name].anomaly_scores for member in clips] for name in machines}
     search: dict[str, Any] | None
     if args.search_weights:
-        even = [1 / len(folders)] * len(folders)
-        normalized = ScoreFusion(even, normalization=args.normalization).fit(scores)
-        found = search_weights(
-            search_input(normalized, tables),
-            year=table_year(tables[0]),
-            method=args.search_method,
-            step=args.search_step,
-            num_trials=args.num_trials,
-            seed=args.search_seed,
-            num_resamples=num_resamples or 1000,
-        )
-        fusion = ScoreFusion(found.weights, normalization=args.normalization)
-        search = found.describe()
-        logger.info("%s", format_search(found))
+        fusion, search = searched_fusion(args, tables, scores, num_resamples=num_resamples)
     else:
         fusion, search = stated_fusion(args)
     fusion.fit(scores)
@@ -120,6 +96,36 @@ def fuse_folders(args: FusionOptions, calibrate: Calibrate, *, num_resamples: in
     provenance = {"seed": None, "recipe": None, "frozen_encoder": frozen}
     table = fused_table(fusion, tables, calibrations)
     return Scored(table, calibrations, provenance, (names, fusion, search))
+
+
+def searched_fusion(
+    options: WeightOptions,
+    tables: Sequence[ScoreTable],
+    calibration_scores: Mapping[str, Sequence[ArrayLike]],
+    *,
+    num_resamples: int = 1000,
+) -> tuple[ScoreFusion, dict[str, Any]]:
+    """Return the fusion with the best weights on labelled clips, not fitted, and how it was found.
+
+    Args:
+        options: Of the search.
+        tables: Scores of each member, as `paired_tables` returns them.
+        calibration_scores: Machine -> scores of each member's calibration clips.
+        num_resamples: Of the bootstrap intervals; 0 takes 1000.
+    """
+    even = [1 / len(tables)] * len(tables)
+    normalized = ScoreFusion(even, normalization=options.normalization).fit(calibration_scores)
+    found = search_weights(
+        search_input(normalized, tables),
+        year=table_year(tables[0]),
+        method=options.search_method,
+        step=options.search_step,
+        num_trials=options.num_trials,
+        seed=options.search_seed,
+        num_resamples=num_resamples or 1000,
+    )
+    logger.info("%s", format_search(found))
+    return ScoreFusion(found.weights, normalization=options.normalization), found.describe()
 
 
 def stated_fusion(args: FusionOptions) -> tuple[ScoreFusion, dict[str, Any] | None]:

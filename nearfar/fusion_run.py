@@ -8,6 +8,8 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+import yaml
+
 from nearfar.files import read_json, whole_folder, write_json
 from nearfar.fusion import ScoreFusion
 from nearfar.hub import FORMAT_VERSION, RUN_FILE, read_run
@@ -23,6 +25,8 @@ def write_fusion_run(
     fusion: ScoreFusion,
     *,
     search: Mapping[str, Any] | None = None,
+    recipe: Mapping[str, Any] | None = None,
+    metrics: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a run folder of kind "fusion", complete in itself.
 
@@ -35,26 +39,89 @@ def write_fusion_run(
         fusion: Its weights and normalisation; the scale of a member is found from the member's
             own calibration clips when it is loaded.
         search: How the weights were found, `WeightSearch.describe`; None for stated ones.
+        recipe: The fusion's own arguments, where train.py made it.
+        metrics: What `metrics.json` holds, likewise.
     """
-    names = [f"{number}_{member.resolve().name}" for number, member in enumerate(members, start=1)]
-    for member in members:
-        read_run(member)
+    _check_members(members)
     with whole_folder(folder, last=RUN_FILE) as partial:
-        for member, name in zip(members, names, strict=True):
-            shutil.copytree(
-                member,
-                partial / MEMBERS_FOLDER / name,
-                copy_function=_link,
-                ignore=_LEFT_OUT,
-            )
+        names = _write_members(partial, members, kind="fusion", recipe=recipe, metrics=metrics)
         write_fusion(partial, names, fusion, search=search)
         (partial / "README.md").write_text(_card(names, fusion, search), encoding="utf-8")
-        described = {
-            "format_version": FORMAT_VERSION,
-            "kind": "fusion",
-            "members": [f"{MEMBERS_FOLDER}/{name}" for name in names],
-        }
-        write_json(partial / RUN_FILE, described)
+
+
+def write_feature_fusion_run(
+    folder: Path,
+    members: Sequence[Path],
+    bank: Any,  # noqa: ANN401 - a ReferenceBank, which nearfar must not import
+    *,
+    recipe: Mapping[str, Any],
+    metrics: Mapping[str, Any],
+    thresholds: Mapping[str, float | None],
+) -> None:
+    """Write a run folder of kind "feature_fusion": its members whole inside it, and one bank.
+
+    Args:
+        folder: The run folder.
+        members: Run folders, in the order in which their embeddings are joined.
+        bank: Of the joined embeddings.
+        recipe: The fusion's own arguments.
+        metrics: What `metrics.json` holds.
+        thresholds: Per machine, for the card; None where there is none.
+    """
+    _check_members(members)
+    with whole_folder(folder, last=RUN_FILE) as partial:
+        names = _write_members(
+            partial, members, kind="feature_fusion", recipe=recipe, metrics=metrics
+        )
+        bank.save_pretrained(partial)
+        template = importlib.resources.files("nearfar").joinpath("feature_fusion_card_template.md")
+        card = Template(template.read_text(encoding="utf-8")).substitute(
+            members="\n".join(f"- `{MEMBERS_FOLDER}/{name}`" for name in names),
+            detector=bank.detector,
+            num_references=metrics["num_references"],
+            num_calibration=metrics["num_calibration"],
+            threshold_rule=bank.threshold_name,
+            threshold_quantile=bank.threshold_quantile,
+            thresholds="\n".join(
+                f"| {machine} | {'none' if value is None else f'{value:.4f}'} |"
+                for machine, value in sorted(thresholds.items())
+            ),
+        )
+        (partial / "README.md").write_text(card, encoding="utf-8")
+
+
+def _check_members(members: Sequence[Path]) -> None:
+    """Raise unless all of them are run folders, before anything is written."""
+    for member in members:
+        read_run(member)
+
+
+def _write_members(
+    folder: Path,
+    members: Sequence[Path],
+    *,
+    kind: str,
+    recipe: Mapping[str, Any] | None,
+    metrics: Mapping[str, Any] | None,
+) -> list[str]:
+    """Write the members and what every fusion has; return the names of the members' folders."""
+    names = [f"{number}_{member.resolve().name}" for number, member in enumerate(members, start=1)]
+    for member, name in zip(members, names, strict=True):
+        shutil.copytree(
+            member, folder / MEMBERS_FOLDER / name, copy_function=_link, ignore=_LEFT_OUT
+        )
+    if recipe is not None:
+        text = yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True)
+        (folder / "recipe.yaml").write_text(text, encoding="utf-8")
+    if metrics is not None:
+        write_json(folder / "metrics.json", metrics)
+    described = {
+        "format_version": FORMAT_VERSION,
+        "kind": kind,
+        "members": [f"{MEMBERS_FOLDER}/{name}" for name in names],
+    }
+    write_json(folder / RUN_FILE, described)
+    return names
 
 
 def write_fusion(

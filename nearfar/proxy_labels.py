@@ -29,10 +29,12 @@ class ProxyLabels:
     Attributes:
         class_names: Sorted; the position of a name is its label.
         labels: (N,) int64, the class of each training clip.
+        without_attributes: (C,) True where all clips of a class are of machines without attributes.
     """
 
     class_names: tuple[str, ...]
     labels: NDArray[np.int64]
+    without_attributes: NDArray[np.bool_]
 
     @classmethod
     def from_clips(
@@ -45,8 +47,9 @@ class ProxyLabels:
         """Number the classes that occur in training clips.
 
         Args:
-            clips: Rows with the columns named in `parts`. Where one clip trains several channels,
-                it is here once for each, with the column `channel`.
+            clips: Rows with the columns named in `parts`, and `machine` and `attributes`. Where
+                one clip trains several channels, it is here once for each, with the column
+                `channel`.
             parts: Columns that make a class, any of `KNOWN_PARTS`, or a name of `PART_SETS` for
                 several; an unknown domain counts as one.
             pseudo_attributes: (N,) from `pseudo_attributes()`; where not None they stand in for
@@ -67,7 +70,10 @@ class ProxyLabels:
             values = dict(clip) | ({} if pseudo is None else {"attributes": pseudo})
             names.append("|".join(str(values[part] or "-") for part in parts))
         class_names, labels = np.unique(names, return_inverse=True)
-        return cls(tuple(class_names.tolist()), labels.astype(np.int64))
+        described = {clip["machine"] for clip in clips if clip["attributes"]}
+        bare = np.ones(len(class_names), dtype=bool)
+        bare[labels[[clip["machine"] in described for clip in clips]]] = False
+        return cls(tuple(class_names.tolist()), labels.astype(np.int64), bare)
 
     @property
     def num_classes(self) -> int:

@@ -1,7 +1,7 @@
 """What every kind of run folder is once it is loaded: a scorer of clips; and the fusion of some."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -54,11 +54,13 @@ class FusionScorer:
         members: Its systems, in the order of the weights.
         fusion: Its weights and normalisation.
         calibrate: Makes thresholds and p-values of fused calibration scores.
+        own_metrics: The run's own `metrics.json`; empty where it has none.
     """
 
     members: Sequence[Scorer]
     fusion: ScoreFusion
     calibrate: Calibrate
+    own_metrics: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def recipe(self) -> Mapping[str, Any]:
@@ -67,9 +69,9 @@ class FusionScorer:
 
     @property
     def metrics(self) -> Mapping[str, Any]:
-        """Frozen if all members are."""
+        """Its own, and whether all members are frozen."""
         frozen = all(member.metrics.get("frozen_encoder") for member in self.members)
-        return {"frozen_encoder": frozen}
+        return dict(self.own_metrics) | {"frozen_encoder": frozen}
 
     def check_machines(self, machines: Iterable[str]) -> None:
         """Raise KeyError naming the first machine that a member does not know."""

@@ -9,18 +9,26 @@ from numpy.typing import NDArray
 
 
 def held_out_rows(
-    machines: Sequence[str], domains: Sequence[str | None], *, share: float, seed: int
+    machines: Sequence[str],
+    domains: Sequence[str | None],
+    *,
+    share: float,
+    seed: int,
+    attributes: Sequence[str] | None = None,
 ) -> NDArray[np.bool_]:
     """Choose the clips that neither train the encoder nor sit in the bank, for its thresholds.
 
     A share of every machine and domain, at least one clip where it has four or more, and never all;
-    a smaller group gives none, for it needs all it has as references.
+    a smaller group gives none, for it needs all it has as references. With attributes, no setting
+    of a machine and domain loses its last clip: of ten target clips in nine settings only one of
+    the two that share theirs may go, and of ten in ten settings none.
 
     Args:
         machines: (N,) full machine names of normal training clips.
         domains: (N,), None where unknown.
         share: Of each machine and domain, in [0, 1).
         seed: Of the choice.
+        attributes: (N,), "" where unknown; None does not look at settings.
 
     Returns:
         (N,) True where held out.
@@ -36,8 +44,12 @@ def held_out_rows(
             )
     if not 0 <= share < 1:
         raise ValueError(f"held_out_share={share} must be in [0, 1): the rest fills the bank.")
-    groups = [f"{machine}|{domain}" for machine, domain in zip(machines, domains, strict=True)]
-    return _share_of_each(np.array(groups), share, seed)
+    groups = np.array([f"{m}|{d}" for m, d in zip(machines, domains, strict=True)])
+    chosen = _share_of_each(groups, share, seed)
+    if attributes is not None:
+        settings = np.array([f"{g}|{a}" for g, a in zip(groups, attributes, strict=True)])
+        _spare_last_clips(chosen, groups, settings)
+    return chosen
 
 
 def validation_rows(labels: NDArray[np.int64], *, share: float, seed: int) -> NDArray[np.bool_]:
@@ -66,6 +78,24 @@ def validation_rows(labels: NDArray[np.int64], *, share: float, seed: int) -> ND
             "one. Add clips, or merge classes with label_parts."
         )
     return chosen
+
+
+def _spare_last_clips(
+    chosen: NDArray[np.bool_], groups: NDArray[Any], settings: NDArray[Any]
+) -> None:
+    """Let every setting keep a clip that is not chosen; another of its group goes, if one can."""
+    for group in np.unique(groups[chosen]):
+        rows = np.flatnonzero(groups == group)
+        kept = Counter(settings[rows[~chosen[rows]]].tolist())
+        for row in rows[chosen[rows]]:
+            if kept[settings[row]]:
+                continue
+            chosen[row] = False
+            kept[settings[row]] += 1
+            spare = [r for r in rows if not chosen[r] and kept[settings[r]] > 1]
+            if spare:
+                chosen[spare[0]] = True
+                kept[settings[spare[0]]] -= 1
 
 
 def _share_of_each(groups: NDArray[Any], share: float, seed: int) -> NDArray[np.bool_]:

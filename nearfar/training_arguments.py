@@ -7,7 +7,8 @@ from typing import Any, Literal
 
 from transformers.utils.import_utils import is_peft_available
 
-from nearfar.arguments import changed_names, check_names
+from nearfar.arguments import changed_names, check_names, read_recipe
+from nearfar.fusion_options import MemberOptions, WeightOptions
 from nearfar.proxy_labels import PARTS
 from nearfar.training_clips import TRAIN_CHANNELS
 from nearfar.training_options import TrainingOptions, check_training
@@ -21,22 +22,38 @@ LOCAL_ARGUMENTS = (
     "resume_from_checkpoint",
     "report_to",
     "num_proc",
+    "members_dir",
+    "encoder_checkpoints",
 )
 # What kind "autoencoder" reads beside LOCAL_ARGUMENTS.
 AUTOENCODER_ARGUMENTS = (
-    *("kind", "autoencoder_config", "year", "train_subsets", "machine_types", "resample"),
+    *("kind", "smoke", "autoencoder_config", "year", "train_subsets", "machine_types", "resample"),
     *("channels", "peak_normalize", "held_out_share", "threshold", "threshold_quantile"),
     *("num_train_epochs", "train_batch_size", "learning_rate", "validation_share", "seed"),
     *("deterministic", "extraction_batch_size", "dataloader_num_workers"),
 )
 
+# What the recipe of a fusion gives; all else is its members', in their recipes or overrides.
+_MEMBERS = ("kind", "members", "encoder_configs")
+_WEIGHTS = tuple(field.name for field in dataclasses.fields(WeightOptions))
+FUSION_ARGUMENTS = {
+    "fusion": (*_MEMBERS, *_WEIGHTS),
+    "feature_fusion": (
+        *(*_MEMBERS, "detector", "detector_options"),
+        *("threshold", "threshold_quantile"),
+    ),
+}
+
 
 @dataclass(kw_only=True)
-class TrainArguments(TrainingOptions):
+class TrainArguments(TrainingOptions, MemberOptions):
     """Arguments of train.py; a recipe gives any of them, the command line wins."""
 
     recipe: Path | None = field(default=None, metadata={"help": "YAML with values for all this."})
-    data_dir: Path = field(metadata={"help": "Recordings in the official layout."})
+    data_dir: Path | None = field(
+        default=None,
+        metadata={"help": "Recordings in the official layout; needed but for --smoke."},
+    )
     output_dir: Path = field(metadata={"help": "The run folder to write."})
     year: int = field(default=2026, metadata={"help": "Of the recordings; names differ by year."})
     train_subsets: list[str] = field(
@@ -46,8 +63,17 @@ class TrainArguments(TrainingOptions):
     resample: bool = field(default=False, metadata={"help": "Resample clips of other rates."})
     num_proc: int | None = field(default=None, metadata={"help": "Processes that prepare data."})
 
-    kind: Literal["model", "autoencoder"] = field(
-        default="model", metadata={"help": "autoencoder: an official baseline, see its recipes."}
+    smoke: bool = field(
+        default=False,
+        metadata={"help": "Run the recipe at a tiny size, to see that it runs, and score it."},
+    )
+
+    kind: Literal["model", "autoencoder", "fusion", "feature_fusion"] = field(
+        default="model",
+        metadata={
+            "help": "autoencoder: an official baseline; fusion: of members' scores; "
+            "feature_fusion: of their embeddings. See the recipes."
+        },
     )
     autoencoder_config: Options | None = field(
         default=None, metadata={"help": "Of kind autoencoder, as JSON: scoring, sizes."}
@@ -86,6 +112,13 @@ class TrainArguments(TrainingOptions):
     scored_pooling_options: Options | None = None
     head: str = "arcface"
     head_options: Options | None = None
+    subcenters_without_attributes: int | None = field(
+        default=None,
+        metadata={
+            "help": "Sub-centres of the classes of machines without attributes; the others have "
+            "those of head_options."
+        },
+    )
     adversaries: list[str] = field(
         default_factory=list, metadata={"help": "Any of domain, channel: what training unlearns."}
     )
@@ -114,8 +147,15 @@ class TrainArguments(TrainingOptions):
         default_factory=lambda: [8],
         metadata={"help": "Clusters per machine and domain; of several the best by silhouette."},
     )
+    min_pseudo_label_clips: int = field(
+        default=4, metadata={"help": "That such a cluster holds in the mean, at least."}
+    )
     num_classes: int | None = field(
         default=None, metadata={"help": "Stop unless there are so many proxy classes."}
+    )
+    num_classes_2026: int | None = field(
+        default=None,
+        metadata={"help": "The same, but only where all machines of 2026 are trained on."},
     )
     no_training: bool = field(default=False, metadata={"help": "Score the encoder as it is."})
     trainable_layers: int | None = field(
@@ -163,7 +203,13 @@ class TrainArguments(TrainingOptions):
 
 def check_arguments(args: TrainArguments) -> None:
     """Raise ValueError where arguments make no sense together."""
+    if args.data_dir is None:
+        raise ValueError(
+            "The following arguments are required: --data_dir. Only --smoke makes its own data."
+        )
     check_kind(args)
+    if args.kind in FUSION_ARGUMENTS:
+        return  # its members are checked, each by itself
     check_training(args)
     check_channels(args)
     check_lora(args)
@@ -172,13 +218,20 @@ def check_arguments(args: TrainArguments) -> None:
 
 def check_kind(args: TrainArguments) -> None:
     """Raise ValueError where an argument was given that the kind of the system does not read."""
-    if args.kind == "autoencoder":
+    if args.kind in FUSION_ARGUMENTS:
+        # A command line is for the members, too.
+        given = [] if args.recipe is None else list(read_recipe(TrainArguments, args.recipe))
+        read = {*LOCAL_ARGUMENTS, *FUSION_ARGUMENTS[args.kind]}
+        hint = "Write them into the recipes or overrides of its members."
+    elif args.kind == "autoencoder":
+        given, hint = changed_names(args), "Leave them out."
         read = {*LOCAL_ARGUMENTS, *AUTOENCODER_ARGUMENTS}
-        unread = [name for name in changed_names(args) if name not in read]
     else:
-        unread = [name for name in changed_names(args) if name == "autoencoder_config"]
-    if unread:
-        raise ValueError(f"kind={args.kind!r} does not read {unread}. Leave them out.")
+        given, hint = changed_names(args), "Leave them out."
+        fusions = {field.name for field in dataclasses.fields(MemberOptions)}
+        read = {*given} - {"autoencoder_config", *fusions}
+    if unread := [name for name in given if name not in read]:
+        raise ValueError(f"kind={args.kind!r} does not read {unread}. {hint}")
 
 
 def check_channels(args: TrainArguments) -> None:

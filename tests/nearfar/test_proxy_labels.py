@@ -259,3 +259,17 @@ def test_clips_that_are_all_alike_keep_known_classes() -> None:
     table.embedding[:] = 1.0
     labels = np.array([3, 3, 3, 3, 6, 6, 6, 6])
     assert set(renewed_labels(table, labels)) <= {3, 6}
+
+
+def test_a_class_is_without_attributes_where_all_its_machines_are() -> None:
+    clips = [clip("2026/fan/00", "v_1"), clip("2026/fan/00", ""), clip("2026/valve/00", "")]
+    labels = ProxyLabels.from_clips(clips)
+    bare = dict(zip(labels.class_names, labels.without_attributes.tolist(), strict=True))
+    assert bare == {
+        "2026/fan/00|v_1|source": False,
+        "2026/fan/00|-|source": False,  # of a machine that has some
+        "2026/valve/00|-|source": True,
+    }
+    pseudo = ProxyLabels.from_clips(clips, pseudo_attributes=[None, None, "pseudo_0"])
+    assert pseudo.without_attributes.sum() == 1
+    assert not ProxyLabels.from_clips(clips, parts=["domain"]).without_attributes.any()

@@ -109,3 +109,34 @@ def test_validation_that_cannot_be_is_refused() -> None:
         validation_rows(np.array([0, 0, 0, 1, 1]), share=0.2, seed=0)
     with pytest.raises(ValueError, match=r"validation_share=1.0 must be in \[0, 1\)"):
         validation_rows(np.array([0] * 9), share=1.0, seed=0)
+
+
+@given(
+    settings=st.lists(st.integers(0, 8), min_size=2, max_size=30),
+    share=st.floats(0.0, 0.9),
+    seed=st.integers(0, 20),
+)
+@example(settings=[0, 1, 2, 3, 4, 5, 6, 7, 8, 8], share=0.1, seed=0)  # Sander's target clips
+def test_no_setting_loses_its_last_clip_and_others_go_in_its_place(
+    settings: list[int], share: float, seed: int
+) -> None:
+    machines, domains = ["2026/Sander/00"] * len(settings), ["target"] * len(settings)
+    attributes = [f"spd_{setting}" for setting in settings]
+    plain = held_out_rows(machines, domains, share=share, seed=seed)
+    spared = held_out_rows(machines, domains, share=share, seed=seed, attributes=attributes)
+    kept = {a for a, held in zip(attributes, spared, strict=True) if not held}
+    assert kept == set(attributes)
+    can_go = len(settings) - len(set(settings))
+    assert spared.sum() == min(plain.sum(), can_go)
+    if all(a in {b for b, held in zip(attributes, plain, strict=True) if not held} for a in kept):
+        assert np.array_equal(plain, spared)  # nothing to repair, nothing changed
+
+
+def test_ten_clips_in_nine_settings_give_one_of_the_two_that_share_theirs() -> None:
+    attributes = [f"spd_{i % 9}" for i in range(10)]
+    for seed in range(10):
+        held_out = held_out_rows(
+            ["m"] * 10, ["target"] * 10, share=0.1, seed=seed, attributes=attributes
+        )
+        assert held_out.sum() == 1
+        assert held_out[[0, 9]].any()
