@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -46,12 +46,14 @@ from modeling.convert_original import load_original
 from nearfar.arguments import changed_names, check_names, parse_arguments, script
 from nearfar.autoencoder_training import saved_states, train_autoencoders
 from nearfar.checkpoints import asked_checkpoint
+from nearfar.cross_fitting import Fold, cross_fitted_tables
 from nearfar.embeddings import EmbeddingTable, extract_embeddings
+from nearfar.false_alarms import untouched_false_alarms
 from nearfar.guard import GuardDecision, fit_guard
 from nearfar.hub import write_run
 from nearfar.proxy_labels import PARTS, ProxyLabels, pseudo_attributes, renewed_labels
 from nearfar.schema import DOMAINS
-from nearfar.splits import held_out_rows, validation_rows
+from nearfar.splits import fold_numbers, held_out_rows, validation_rows
 from nearfar.trackers import JsonLinesTracker
 from nearfar.training import train
 from nearfar.training_clips import TRAIN_CHANNELS, LabelledClips
@@ -73,7 +75,8 @@ LOCAL_ARGUMENTS = (
 # What kind "autoencoder" reads beside LOCAL_ARGUMENTS.
 AUTOENCODER_ARGUMENTS = (
     *("kind", "autoencoder_config", "year", "train_subsets", "machine_types", "resample"),
-    *("channels", "peak_normalize", "held_out_share", "threshold", "threshold_quantile"),
+    *("channels", "peak_normalize", "calibration", "held_out_share", "num_folds"),
+    *("threshold", "threshold_quantile"),
     *("num_train_epochs", "train_batch_size", "learning_rate", "validation_share", "seed"),
     *("deterministic", "extraction_batch_size", "dataloader_num_workers"),
 )
@@ -179,8 +182,18 @@ class TrainArguments(TrainingOptions):
     lora_target_modules: list[str] | None = field(
         default=None, metadata={"help": "Maps with an adapter; None: all linear ones of a layer."}
     )
+    calibration: Literal["held_out", "cross_fitted"] = field(
+        default="held_out",
+        metadata={
+            "help": "Where thresholds come from: clips kept back; or all clips, each scored by one "
+            "of num_folds more encoders, trained without it (so it takes 1 + num_folds trainings)."
+        },
+    )
     held_out_share: float = field(
-        default=0.1, metadata={"help": "Normal clips kept back for thresholds."}
+        default=0.1, metadata={"help": "Normal clips kept back, of calibration held_out."}
+    )
+    num_folds: int = field(
+        default=5, metadata={"help": "Of calibration cross_fitted: encoders trained beside."}
     )
     threshold: ThresholdName = field(
         default="percentile", metadata={"help": "percentile, or gamma (positive scores only)."}
@@ -209,6 +222,26 @@ class TrainArguments(TrainingOptions):
         return self.output_dir / "trainer_state"
 
 
+class System(NamedTuple):
+    """What training made, before a bank is filled.
+
+    Attributes:
+        model: With its head, where it has one.
+        feature_extractor: The model's.
+        guard: The decision for each machine; empty without a guard.
+        num_classes: Proxy classes; None where there are none.
+        num_validation: Clips that only chose weights.
+        adapter: With LoRA.
+    """
+
+    model: AsdForProxyClassification | AutoencoderModel
+    feature_extractor: AsdFeatureExtractor
+    guard: Mapping[str, GuardDecision]
+    num_classes: int | None = None
+    num_validation: int = 0
+    adapter: "PeftModel | None" = None
+
+
 def main() -> None:
     """Read clips, train, fill the reference bank, write the run folder."""
     logging.basicConfig(format="%(message)s", level=logging.INFO)
@@ -224,15 +257,29 @@ def main() -> None:
     clips = load_clips(args, accelerator)
     rows = known(clips)
     machines, domains = [row["machine"] for row in rows], [row["domain"] for row in rows]
-    held_out = held_out_rows(machines, domains, share=args.held_out_share, seed=args.seed)
+    share, folds = args.held_out_share, None
+    if args.calibration == "cross_fitted":
+        share = 0.0
+        folds = fold_numbers(machines, domains, num_folds=args.num_folds, seed=args.seed)
+    held_out = held_out_rows(machines, domains, share=share, seed=args.seed)
     references, calibration = clips.select((~held_out).nonzero()[0]), held_out.nonzero()[0]
     reference_rows = [row for row, held in zip(rows, held_out, strict=True) if not held]
     held_back = clips.select(calibration) if len(calibration) else None
+    system = fit_system(args, references, reference_rows, accelerator)
+    tables = cross_fit(args, system, clips, rows, folds, accelerator) if folds is not None else []
+    write_detector(args, accelerator, system, references, held_back, folds=tables)
+
+
+def fit_system(
+    args: TrainArguments,
+    references: Any,  # noqa: ANN401 - a Dataset
+    reference_rows: Sequence[dict[str, Any]],
+    accelerator: Accelerator,
+) -> System:
+    """Return what the arguments make of normal clips."""
     if args.kind == "autoencoder":
-        model, feature_extractor = fit_autoencoders(args, references, reference_rows, accelerator)
-        parts = model, feature_extractor, references, held_back
-        write_detector(args, accelerator, *parts, guard={})
-        return
+        parts = fit_autoencoders(args, references, reference_rows, accelerator)
+        return System(*parts, guard={})
     encoder = build_encoder(args)
     feature_extractor = AsdFeatureExtractor(
         sampling_rate=encoder.config.sampling_rate,
@@ -262,34 +309,80 @@ def main() -> None:
             args,
             accelerator,
         )
-    write_detector(
-        args,
-        accelerator,
-        model,
-        feature_extractor,
-        references,
-        held_back,
-        guard=guard,
-        num_classes=labels.num_classes,
-        num_validation=int(judging.sum()),
-        adapter=adapter,
+    num_validation = int(judging.sum())
+    return System(model, feature_extractor, guard, labels.num_classes, num_validation, adapter)
+
+
+def cross_fit(
+    args: TrainArguments,
+    system: System,
+    clips: Any,  # noqa: ANN401 - a Dataset
+    rows: Sequence[dict[str, Any]],
+    numbers: NDArray[np.int64],
+    accelerator: Accelerator,
+) -> list[tuple[EmbeddingTable, EmbeddingTable]]:
+    """Return the references and the held-out clips of each fold, embedded without the latter.
+
+    Nothing that is learned sees a fold's clips: classes, guard, encoder and bank are made anew
+    without them. A frozen encoder without a guard learns nothing, so one embedding does for all.
+    """
+    resume = args.resume_from_checkpoint is not None
+    system.model.to("cpu")
+    learns = not args.no_training or args.guard != "none"
+    if not learns:
+        table = embed(
+            args,
+            accelerator,
+            system.model.base_model,
+            system.feature_extractor,
+            clips,
+            strengths={},
+            description="folds",
+        )
+
+    def embed_fold(fold: Fold) -> EmbeddingTable:
+        if not learns:
+            return table
+        own = dataclasses.replace(args, output_dir=fold.folder, num_classes=None)
+        begun = resume and any(own.state_dir.glob("[!.]*_*"))  # a state that is whole
+        own = dataclasses.replace(own, resume_from_checkpoint="latest" if begun else None)
+        seed_all(own)
+        its_accelerator = build_accelerator(own)
+        chosen = np.flatnonzero(~fold.held_out)
+        made = fit_system(own, clips.select(chosen), [rows[i] for i in chosen], its_accelerator)
+        embedded = embed(
+            own,
+            its_accelerator,
+            made.model.base_model,
+            made.feature_extractor,
+            clips,
+            strengths=strengths_of(made.guard),
+            description=f"fold {fold.number}",
+        )
+        its_accelerator.end_training()
+        return embedded
+
+    return cross_fitted_tables(
+        rows,
+        numbers,
+        embed_fold,
+        folder=args.state_dir,
+        resume=resume,
+        is_main_process=accelerator.is_main_process,
     )
 
 
 def write_detector(
     args: TrainArguments,
     accelerator: Accelerator,
-    model: AsdForProxyClassification | AutoencoderModel,
-    feature_extractor: AsdFeatureExtractor,
+    system: System,
     references: Any,  # noqa: ANN401 - a Dataset
     held_back: Any,  # noqa: ANN401 - the calibration clips, a Dataset; None without
     *,
-    guard: Mapping[str, GuardDecision],
-    num_classes: int | None = None,
-    num_validation: int = 0,
-    adapter: "PeftModel | None" = None,
+    folds: Sequence[tuple[EmbeddingTable, EmbeddingTable]] = (),
 ) -> None:
     """Fill the reference bank, calibrate it, and write the run folder."""
+    model, feature_extractor, guard = system.model, system.feature_extractor, system.guard
     strengths = strengths_of(guard)
     embedded = partial(
         embed, args, accelerator, model.base_model, feature_extractor, strengths=strengths
@@ -300,10 +393,13 @@ def write_detector(
     bank = ReferenceBank(
         model.config,
         fingerprint=encoder_fingerprint(model.base_model),
+        extractor=feature_extractor,
         guard=strengths,
         threshold=args.threshold,
         threshold_quantile=args.threshold_quantile,
-    ).fit(table, calibration=calibrating, frozen_encoder=args.no_training)
+    ).fit(table, calibration=calibrating, folds=folds, frozen_encoder=args.no_training)
+    num_held_back = 0 if held_back is None else len(held_back)
+    calibrations = {name: bank.calibration(name) for name in bank.machines}
     if accelerator.is_main_process:
         write_run(
             args.output_dir,
@@ -318,15 +414,16 @@ def write_detector(
                 "recipe": args.recipe.stem if args.recipe else None,
                 "frozen_encoder": args.no_training,
                 "guard": {name: decision._asdict() for name, decision in guard.items()} or None,
-                "num_classes": num_classes,
+                "num_classes": system.num_classes,
                 "num_references": len(references),
-                "num_validation": num_validation,
-                "num_calibration": 0 if held_back is None else len(held_back),
+                "num_validation": system.num_validation,
+                "num_calibration": num_held_back + sum(len(held) for _, held in folds),
+                "false_alarms": [row._asdict() for row in untouched_false_alarms(calibrations)],
                 "num_parameters": sum(p.numel() for p in model.parameters()),
             },
             thresholds={name: bank.threshold(name) for name in bank.machines},
             kind=args.kind,
-            adapter=adapter,
+            adapter=system.adapter,
         )
         print(f"{args.output_dir}: {len(bank.machines)} machines, {len(references)} references")  # noqa: T201 - the script's answer
     accelerator.end_training()
