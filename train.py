@@ -7,12 +7,14 @@ python train.py --recipe recipes/unis_3.yaml --output_dir runs/smoke --smoke
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from accelerate import Accelerator, PartialState
+from datasets import Dataset
 
 from assembly.autoencoders import fit_autoencoders
+from assembly.cross_fits import cross_fit
 from assembly.embedding import Embedder
 from assembly.encoders import build_encoder
 from assembly.fine_tuning import fine_tune
@@ -21,7 +23,7 @@ from assembly.guards import guard_machines
 from assembly.labels import make_labels
 from assembly.members import is_finished, member_arguments
 from assembly.models import build_model
-from assembly.run_folder import write_detector
+from assembly.run_folder import System, write_detector
 from assembly.smoke import prepare_smoke, score_smoke
 from assembly.training_clips import training_clips
 from modeling import AsdFeatureExtractor
@@ -54,53 +56,49 @@ def train_system(args: TrainArguments) -> None:
     check_rule(args.threshold, args.threshold_quantile)  # before training, not after it
     accelerator = build_accelerator(args)
     seed_all(args)
-    if args.kind == "autoencoder":
-        train_baseline(args, accelerator)
-    else:
-        train_model(args, accelerator)
-
-
-def train_model(args: TrainArguments, accelerator: Accelerator) -> None:
-    """Train an encoder behind a head, and write its run folder."""
     clips = training_clips(args, accelerator)
+    fit_system = fit_baseline if args.kind == "autoencoder" else fit_model
+    system = fit_system(args, clips.references, clips.rows, accelerator)
+    folds = cross_fit(args, fit_system, system, clips)
+    write_detector(args, system, clips, folds=folds)
+
+
+def fit_model(
+    args: TrainArguments,
+    references: Dataset,
+    rows: Sequence[dict[str, Any]],
+    accelerator: Accelerator,
+) -> System:
+    """Train an encoder behind a head."""
     encoder = build_encoder(args)
     feature_extractor = AsdFeatureExtractor(
         sampling_rate=encoder.config.sampling_rate,
         min_num_samples=encoder.num_samples_per_patch,
         peak_normalize=args.peak_normalize,
     )
-    guard = guard_machines(args, clips.references, feature_extractor, accelerator)
+    guard = guard_machines(args, references, feature_extractor, accelerator)
     strengths = {machine: decision.strength for machine, decision in guard.items()}
     embedder = Embedder.of(args, feature_extractor, accelerator, strengths)
-    labels = make_labels(args, encoder, clips.references, clips.rows, embedder)
+    labels = make_labels(args, encoder, references, rows, embedder)
     model = build_model(args, encoder, labels)
-    validation_share = 0.0 if args.no_training else args.validation_share
+    if args.no_training:
+        return System(model, embedder, guard, labels.num_classes)
     judging = validation_rows(
-        labels.labels[: len(clips.references)], share=validation_share, seed=args.seed
+        labels.labels[: len(references)], share=args.validation_share, seed=args.seed
     )
-    adapter = None
-    if not args.no_training:
-        model, adapter = fine_tune(
-            model, clips.references, clips.rows, labels, judging, embedder, args
-        )
-    write_detector(
-        args,
-        model,
-        clips,
-        embedder,
-        guard=guard,
-        num_classes=labels.num_classes,
-        num_validation=int(judging.sum()),
-        adapter=adapter,
-    )
+    model, adapter = fine_tune(model, references, rows, labels, judging, embedder, args)
+    return System(model, embedder, guard, labels.num_classes, int(judging.sum()), adapter)
 
 
-def train_baseline(args: TrainArguments, accelerator: Accelerator) -> None:
-    """Train an official baseline, and write its run folder."""
-    clips = training_clips(args, accelerator)
-    model, feature_extractor = fit_autoencoders(args, clips.references, clips.rows, accelerator)
-    embedder = Embedder.of(args, feature_extractor, accelerator, strengths={})
-    write_detector(args, model, clips, embedder, guard={})
+def fit_baseline(
+    args: TrainArguments,
+    references: Dataset,
+    rows: Sequence[dict[str, Any]],
+    accelerator: Accelerator,
+) -> System:
+    """Train an official baseline."""
+    model, feature_extractor = fit_autoencoders(args, references, rows, accelerator)
+    return System(model, Embedder.of(args, feature_extractor, accelerator, strengths={}), guard={})
 
 
 def train_fusion(args: TrainArguments, given: Mapping[str, Any]) -> None:

@@ -46,6 +46,11 @@ def check_fusion(args: TrainArguments, members: Sequence[TrainArguments]) -> Non
         return
     check_rule(args.threshold, args.threshold_quantile)
     check_options("detector", args.detector, args.detector_options, DETECTORS)  # type: ignore[arg-type] # no str: read as JSON
+    if any(member.calibration == "cross_fitted" for member in members):
+        raise ValueError(
+            "A feature_fusion is calibrated by clips that its members kept back, but a member has "
+            "calibration='cross_fitted', which keeps none back. Give 'held_out'."
+        )
     for name in _SAME_CLIPS:
         values = [getattr(member, name) for member in members]
         if any(value != values[0] for value in values):

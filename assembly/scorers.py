@@ -210,10 +210,11 @@ def load_scorer(folder: Path) -> Scorer:
         )
     model = MODELS[run["kind"]].from_pretrained(folder).eval()
     bank = ReferenceBank.from_pretrained(folder)
-    bank.check_encoder(model)
+    feature_extractor = AsdFeatureExtractor.from_pretrained(folder)
+    bank.check_encoder(model, feature_extractor)
     return ModelScorer(
         model=model,
-        feature_extractor=AsdFeatureExtractor.from_pretrained(folder),
+        feature_extractor=feature_extractor,
         bank=bank,
         recipe=yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8")),
         metrics=read_json(folder / METRICS_FILE),

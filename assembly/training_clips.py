@@ -39,7 +39,7 @@ def training_clips(args: TrainArguments, accelerator: Accelerator | PartialState
     held_out = held_out_rows(
         [row["machine"] for row in rows],
         [row["domain"] for row in rows],
-        share=args.held_out_share,
+        share=args.held_out_share if args.calibration == "held_out" else 0.0,
         seed=args.seed,
         attributes=[row["attributes"] for row in rows],
     )

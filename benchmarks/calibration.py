@@ -134,7 +134,7 @@ def measure(
 
     `alarms` has it for each nominal rate of the p-value, and for each rule of the threshold.
     """
-    p_values, _ = verdicts(table.machines, table.anomaly_scores, calibrations)
+    p_values = verdicts(table.machines, table.anomaly_scores, calibrations).p_values
     rates = false_alarm_rates(replace(table, p_values=p_values))
     rows: dict[tuple[str, str], dict[str, Any]] = {}
     for rate in rates:
@@ -159,7 +159,7 @@ def draw(
     folder: Path, table: ScoreTable, calibrations: Mapping[str, Calibration], title: str
 ) -> None:
     """Draw the calibration plot of one way to calibrate."""
-    p_values, _ = verdicts(table.machines, table.anomaly_scores, calibrations)
+    p_values = verdicts(table.machines, table.anomaly_scores, calibrations).p_values
     path = folder / f"{title.replace(', ', '_').replace(' ', '_')}.png"
     plot_calibration(path, p_values, table.conditions, table.domains, title=title)
 

@@ -16,6 +16,8 @@ from torch import Tensor
 ThresholdName = Literal["percentile", "gamma"]
 
 THRESHOLD_QUANTILE = 0.9
+# Parts into which calibration clips are dealt, to judge those of each by the others.
+NUM_PARTS = 5
 
 # Below it the scores are equal but for rounding: their spread is under 5e-5 of their mean.
 _LEAST_LOG_SPREAD = 1e-9
@@ -48,6 +50,18 @@ class DomainPValue(NamedTuple):
 
     p_value: float
     resolution: float
+
+
+class UntouchedPValues(NamedTuple):
+    """P-values of calibration clips, each by calibration clips that it is not one of.
+
+    Attributes:
+        p_values: (N,) float64, in the order of the calibration's scores.
+        num_others: (N,) int64, by how many clips each was judged.
+    """
+
+    p_values: Tensor
+    num_others: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,6 +162,31 @@ class Calibration:
             values[domain] = DomainPValue(p_value, 1 / (len(scores) + 1))
         return values
 
+    def untouched_p_values(self, *, seed: int = 0) -> UntouchedPValues:
+        """Return the p-value of each calibration clip by clips that are not of its part.
+
+        The clips of each domain are dealt to `NUM_PARTS` parts at random, or to as many as there
+        are clips; each part is judged by the others. So it can be said how often normal clips raise
+        an alarm, with no clip having a say in its own verdict. A clip alone has no p-value (NaN).
+
+        Args:
+            seed: Of the parts.
+        """
+        count = len(self.anomaly_scores)
+        generator = torch.Generator().manual_seed(seed)
+        shuffled = torch.randperm(count, generator=generator).tolist()
+        dealt = sorted(shuffled, key=lambda i: self.domains[i] or "")  # stable: domain by domain
+        parts = torch.empty(count, dtype=torch.int64)
+        parts[torch.tensor(dealt, dtype=torch.int64)] = torch.arange(count) % NUM_PARTS
+        p_values = torch.full((count,), torch.nan, dtype=torch.float64)
+        num_others = torch.zeros(count, dtype=torch.int64)
+        for i, score in enumerate(self.anomaly_scores.tolist()):
+            others = self.anomaly_scores[parts != parts[i]]
+            num_others[i] = len(others)
+            if len(others):
+                p_values[i] = _p_value(score, others)
+        return UntouchedPValues(p_values, num_others)
+
 
 def percentile_threshold(anomaly_scores: Tensor, quantile: float) -> float:
     """Return the quantile of scores (N,), linear between order statistics."""
@@ -231,4 +270,11 @@ THRESHOLDS: dict[str, Callable[[Tensor, float], float]] = {
 }
 
 
-__all__ = ["THRESHOLDS", "Calibration", "Decision", "DomainPValue", "ThresholdName"]
+__all__ = [
+    "THRESHOLDS",
+    "Calibration",
+    "Decision",
+    "DomainPValue",
+    "ThresholdName",
+    "UntouchedPValues",
+]

@@ -1,8 +1,8 @@
 """Exact search for the nearest references, in blocks whose memory does not grow with the bank.
 
-Most references are ruled out in float32, by one matrix product; what is left is measured in
-float64. The result is that of float64 throughout: a query for which the rounding of float32 could
-have ruled out a neighbour is searched again in float64.
+Most references are ruled out in float32, by one matrix product or by FAISS; what is left is
+measured in float64. The result is that of float64 throughout: a query for which the rounding of
+float32 could have ruled out a neighbour is searched again in float64.
 """
 
 import math
@@ -13,9 +13,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+try:
+    import faiss
+except ImportError:  # the matrix product finds the same
+    faiss = None
+
 # "cosine" is 1 - cos in [0, 2]; "euclidean" takes lengths into account; "unit_euclidean" is the
 # Euclidean distance of vectors of length 1, the root of twice the cosine distance.
 Metric = Literal["cosine", "euclidean", "unit_euclidean"]
+# What rules references out in float32: a matrix product, FAISS, or whichever is faster here.
+Backend = Literal["fastest", "torch", "faiss"]
 
 # Distances are taken between so many queries and references at a time: 16 MiB of float64.
 SEARCH_BLOCK = 256
@@ -23,6 +30,13 @@ REFERENCE_BLOCK = 8192
 # References kept beyond k by the float32 pass, and how many numbers of them are read at a time.
 SPARE = 8
 MEASURED_BLOCK = 2**22
+
+# FAISS was measured to be faster for so many clips at once, from so many references on, where one
+# thread computes: it does not share one clip's search among threads, and a product does
+# (benchmarks/scoring.py). For more clips at once the product is several times as fast.
+FAISS_CLIPS = 1
+FAISS_REFERENCES = 10_000
+FAISS_THREADS = 1
 
 # (rows of the queries, columns of the references) -> (M, B) bool, True where a pair is not compared
 Hidden = Callable[[Tensor, Tensor], Tensor]
@@ -45,11 +59,19 @@ class ReferenceIndex:
     Args:
         references: (N, views, bands, size) float32, `prepared`. They are not copied.
         metric: Of the distances.
+        backend: What rules references out; the neighbours are the same. "fastest" takes FAISS only
+            where it is installed and was measured to be faster. No bank needs FAISS.
+
+    Raises:
+        ImportError: FAISS is asked for, and not installed.
     """
 
-    def __init__(self, references: Tensor, metric: Metric) -> None:
+    def __init__(self, references: Tensor, metric: Metric, *, backend: Backend = "fastest") -> None:
+        if backend == "faiss" and faiss is None:
+            raise ImportError("backend='faiss' needs FAISS: pip install 'nearfar[large]'.")
         self.references = references
         self.metric: Metric = metric
+        self.backend: Backend = backend
         self._half_squares: Tensor | None = None
 
     def __len__(self) -> int:
@@ -59,6 +81,9 @@ class ReferenceIndex:
         self, query: Tensor, k: int, *, hidden: Hidden | None = None
     ) -> tuple[Tensor, Tensor]:
         """Return the k nearest references of each clip, nearest first.
+
+        Of references that are equally far, those that came first are found, unless more of them tie
+        than the float32 pass keeps.
 
         Args:
             query: (M, views, bands, size).
@@ -139,9 +164,29 @@ class ReferenceIndex:
         n terms is off by more than 4 sqrt(n) 2^-24 |q||y| only where rounding errors conspire
         (Higham and Mary, 2019).
         """
-        flat, kept = query.float().flatten(1), self.references.flatten(1)
-        found = torch.empty(len(query), 0, dtype=torch.int64)
-        best = flat.new_empty(len(query), 0)
+        flat = query.float().flatten(1)
+        if hidden is None and self._takes_faiss(len(flat)):
+            found, best = self._faiss_keys(flat, few)
+        else:
+            found, best = self._product_keys(flat, few, rows, hidden)
+        parts, last = query.shape[1] * query.shape[2], best[:, -1].double()
+        lengths = query.flatten(1).norm(dim=1)  # (M,)
+        rounding = 4 * math.sqrt(flat.shape[1]) * 2**-24
+        if self.metric == "euclidean":
+            longest = (2 * self._halves().amax()).sqrt()
+            last = last - rounding * (lengths + longest).square()
+            return found, (2 * last + lengths.square()).clamp_min(0).sqrt()
+        cosine_distance = (1 + (last - rounding * lengths * parts**0.5) / parts).clamp_min(0)
+        bound = cosine_distance if self.metric == "cosine" else (2 * cosine_distance).sqrt()
+        return found, bound
+
+    def _product_keys(
+        self, flat: Tensor, few: int, rows: Tensor, hidden: Hidden | None
+    ) -> tuple[Tensor, Tensor]:
+        """Return the smallest keys of `_candidates`, (M, few), and whose they are."""
+        kept = self.references.flatten(1)
+        found = torch.empty(len(flat), 0, dtype=torch.int64)
+        best = flat.new_empty(len(flat), 0)
         for start in range(0, len(kept), REFERENCE_BLOCK):
             block = kept[start : start + REFERENCE_BLOCK]
             columns = torch.arange(start, start + len(block))
@@ -152,33 +197,62 @@ class ReferenceIndex:
             if hidden is not None:
                 keys.masked_fill_(hidden(rows, columns), torch.inf)
             found, best = _merged(found, best, keys, columns, few)
-        parts, last = query.shape[1] * query.shape[2], best[:, -1].double()
-        lengths = query.flatten(1).norm(dim=1)  # (M,)
-        rounding = 4 * math.sqrt(flat.shape[1]) * 2**-24
-        if self.metric == "euclidean":
-            longest = (2 * self._halves().amax()).sqrt()
-            last = last - rounding * longest * (lengths + longest)
-            return found, (2 * last + lengths.square()).clamp_min(0).sqrt()
-        cosine_distance = (1 + (last - rounding * lengths * parts**0.5) / parts).clamp_min(0)
-        bound = cosine_distance if self.metric == "cosine" else (2 * cosine_distance).sqrt()
-        return found, bound
+        return found, best
+
+    def _faiss_keys(self, flat: Tensor, few: int) -> tuple[Tensor, Tensor]:
+        """Return what `_product_keys` does, within rounding, by FAISS."""
+        euclidean = self.metric == "euclidean"
+        measured, found = faiss.knn(
+            flat.numpy(),
+            self.references.flatten(1).numpy(),
+            few,
+            metric=faiss.METRIC_L2 if euclidean else faiss.METRIC_INNER_PRODUCT,
+        )
+        keys = torch.from_numpy(measured)
+        if euclidean:  # |q - y|^2 = 2 key + |q|^2
+            return torch.from_numpy(found), (keys - flat.square().sum(dim=1, keepdim=True)) / 2
+        return torch.from_numpy(found), -keys
+
+    def _takes_faiss(self, num_clips: int) -> bool:
+        """Return whether FAISS rules references out for so many clips at once.
+
+        It reads the references where they are, which must then lie one behind the other: a copy of
+        a large bank would cost more than FAISS gains.
+        """
+        if self.backend == "torch" or faiss is None or not self.references.is_contiguous():
+            return False
+        return self.backend == "faiss" or (
+            num_clips <= FAISS_CLIPS
+            and len(self) >= FAISS_REFERENCES
+            and torch.get_num_threads() <= FAISS_THREADS
+        )
 
     def _measure(
         self, query: Tensor, candidates: Tensor, k: int, rows: Tensor, hidden: Hidden | None
     ) -> tuple[Tensor, Tensor]:
-        """Return the k nearest of each clip's candidates, (M, few), by distances in float64."""
+        """Return the k nearest of each clip's candidates, (M, few), by distances in float64.
+
+        A pair's distance does not depend on what else is measured, so that equal references are
+        equally far, and are found in their order.
+        """
+        candidates = candidates.sort(dim=1).values
+        parts = query.shape[1] * query.shape[2]
         at_a_time = max(1, MEASURED_BLOCK // (candidates.shape[1] * self.references[0].numel()))
         distances = []
         for clips, chosen in zip(query.split(at_a_time), candidates.split(at_a_time), strict=True):
-            references = _as_measured(self.references[chosen], self.metric)
-            distances.append(_distances(clips[:, None], references, self.metric)[:, 0])
-        distance = torch.cat(distances)  # (M, few)
+            references = _as_measured(self.references[chosen], self.metric).flatten(2)
+            clip = clips[:, None].flatten(2)
+            if self.metric == "cosine":
+                distances.append(1 - (clip * references).sum(dim=2) / parts)
+            else:
+                distances.append(_euclidean(clip, references)[:, 0])
+        distance = torch.cat(distances).clamp_min(0)  # (M, few)
         if hidden is not None:
             pairs = zip(rows, candidates, strict=True)
             out = torch.cat([hidden(row[None], chosen) for row, chosen in pairs])
             distance = distance.masked_fill(out, torch.inf)
-        distance, order = distance.topk(k, dim=1, largest=False)
-        return candidates.gather(1, order), distance
+        distance, order = distance.sort(dim=1, stable=True)
+        return candidates.gather(1, order[:, :k]), distance[:, :k]
 
     def _halves(self) -> Tensor:
         """Return half the squared length of each reference, (N,) float32."""
@@ -212,10 +286,17 @@ def _distances(query: Tensor, references: Tensor, metric: Metric) -> Tensor:
         if metric == "cosine":
             distance = (1 - clip @ reference.mT).clamp(0, 2)
         else:
-            # The plain sum of squares: a product would lose the small distances.
-            distance = torch.cdist(clip, reference, compute_mode="donot_use_mm_for_euclid_dist")
+            distance = _euclidean(clip, reference)
         total = total + distance
     return total / len(query)
+
+
+def _euclidean(clips: Tensor, references: Tensor) -> Tensor:
+    """Return distances (..., M, N) of (..., M, size) and (..., N, size).
+
+    By the plain sum of squares: a product would lose the small distances.
+    """
+    return torch.cdist(clips, references, compute_mode="donot_use_mm_for_euclid_dist")
 
 
 def _merged(
@@ -231,4 +312,4 @@ def _merged(
     return found, best
 
 
-__all__ = ["REFERENCE_BLOCK", "Hidden", "Metric", "ReferenceIndex", "prepared"]
+__all__ = ["REFERENCE_BLOCK", "Backend", "Hidden", "Metric", "ReferenceIndex", "prepared"]

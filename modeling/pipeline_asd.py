@@ -42,8 +42,10 @@ class AnomalousSoundDetectionPipeline(Pipeline):
       iterator. Neither batch_size nor the clips beside it change a clip's result.
 
     A result is a dict of plain Python values: anomaly_score, threshold, anomalous, p_value (see
-    `Decision`; the last three are None for a machine without calibration), nearest_references
-    (file_name, domain and distance of each) and machine, its full name. Nothing is resampled.
+    `Decision`; the last three are None for a machine without calibration), domain_p_values
+    (p_value and resolution, the smallest it could be, in each domain with calibration clips; no
+    verdict comes from them), nearest_references (file_name, domain and distance of each) and
+    machine, its full name. Nothing is resampled.
     """
 
     # The base class's None would type these; they are bool | None.
@@ -66,7 +68,7 @@ class AnomalousSoundDetectionPipeline(Pipeline):
 
         Raises:
             FileNotFoundError: The checkpoint has none, and none was set.
-            ValueError: It was fitted on another model's embeddings.
+            ValueError: It was fitted on another model's embeddings, or behind another extractor.
         """
         if self._reference_bank is None:
             bank = self.model.load_reference_bank()
@@ -82,7 +84,7 @@ class AnomalousSoundDetectionPipeline(Pipeline):
 
     @reference_bank.setter
     def reference_bank(self, bank: ReferenceBank) -> None:
-        bank.check_encoder(self.model)
+        bank.check_encoder(self.model, self.feature_extractor)
         self._reference_bank = bank
 
     def __call__(  # type: ignore[override]  # a clip may come as keywords, without inputs
@@ -200,9 +202,13 @@ class AnomalousSoundDetectionPipeline(Pipeline):
         """Compare one embedding, (1, views, bands, size), with its machine's references."""
         bank, machine = self.reference_bank, model_outputs["machine"]
         embedding = model_outputs["embedding"]
-        decision = bank.decide(bank.anomaly_score(embedding, machine).item(), machine)
-        nearest = bank.nearest_references(embedding, machine, k=num_nearest)[0]
-        return decision._asdict() | {"nearest_references": nearest, "machine": machine}
+        score = bank.anomaly_score(embedding, machine).item()
+        by_domain = bank.domain_p_values(score, machine)
+        return bank.decide(score, machine)._asdict() | {
+            "domain_p_values": {domain: told._asdict() for domain, told in by_domain.items()},
+            "nearest_references": bank.nearest_references(embedding, machine, k=num_nearest)[0],
+            "machine": machine,
+        }
 
     def save_pretrained(
         self,

@@ -36,6 +36,9 @@ from .detectors import BANK_DETECTORS, Detector
 TENSORS_NAME = "reference_bank.safetensors"
 JSON_NAME = "reference_bank.json"
 
+# What of a feature extractor changes how a clip is heard; the rest only refuses clips.
+EXTRACTOR_SETTINGS = ("sampling_rate", "padding_value", "peak_normalize")
+
 PROBE_SAMPLES = 16_000
 # Largest relative error (L2) of a fingerprint. At BEATs-base's size, bfloat16 is off by 0.007 and
 # float16 by 0.001, with random weights; 1 % of noise on every weight moves it by 0.04, another
@@ -131,6 +134,7 @@ class ReferenceBank:
     Args:
         config: An `AsdConfig`; its detector and that detector's options are used.
         fingerprint: What `encoder_fingerprint` says of the model that makes the embeddings.
+        extractor: The feature extractor before it, whose `EXTRACTOR_SETTINGS` the bank keeps.
         guard: Front-end strength in [0, 1] of each machine that has one; see `AsdModel`.
         provenance: Where the references come from, for readers; JSON values.
         threshold: "percentile", linear between order statistics, or "gamma", by the gamma
@@ -143,6 +147,7 @@ class ReferenceBank:
         config: DetectorChoice,
         *,
         fingerprint: Tensor | None = None,
+        extractor: Any = None,  # noqa: ANN401  an AsdFeatureExtractor, or what is called like it
         guard: Mapping[str, float] | None = None,
         provenance: Mapping[str, Any] | None = None,
         threshold: ThresholdName = "percentile",
@@ -160,6 +165,7 @@ class ReferenceBank:
         self.detector = config.detector
         self.detector_options = config.detector_options or {}
         self.fingerprint = fingerprint
+        self.extractor_settings = {} if extractor is None else _settings(extractor)
         self.guard = dict(guard or {})
         self.provenance = dict(provenance or {})
         self.threshold_name: ThresholdName = threshold
@@ -339,11 +345,21 @@ class ReferenceBank:
             for row, away in zip(indices.tolist(), distances.tolist(), strict=True)
         ]
 
-    def check_encoder(self, model: nn.Module) -> None:
+    def check_encoder(self, model: nn.Module, extractor: Any = None) -> None:  # noqa: ANN401  as in __init__
         """Raise ValueError unless `model` makes the embeddings that this bank was fitted on.
 
-        The relative error of the fingerprint may be 0.01 at full and 0.05 at half precision.
+        The relative error of the fingerprint may be 0.01 at full and 0.05 at half precision. The
+        extractor's settings must be those that the bank keeps; banks of the first versions and of
+        callers without an extractor keep none.
         """
+        given = {} if extractor is None else _settings(extractor)
+        for name, due in self.extractor_settings.items():
+            if name in given and given[name] != due:
+                raise ValueError(
+                    f"This reference bank heard its clips with {name}={due!r}, but the feature "
+                    f"extractor has {name}={given[name]!r}. Load extractor and bank from the same "
+                    "folder and revision, or fit a bank with this extractor."
+                )
         if self.fingerprint is None:
             raise ValueError(
                 "This reference bank has no fingerprint, so nothing says which model it belongs "
@@ -378,6 +394,7 @@ class ReferenceBank:
             "detector": self.detector,
             "detector_options": self._all_options(),
             "fingerprint": None if self.fingerprint is None else list(self.fingerprint.shape),
+            "extractor_settings": self.extractor_settings,
             "guard": self.guard,
             "threshold_rule": {"name": self.threshold_name, "quantile": self.threshold_quantile},
             "machines": {
@@ -399,6 +416,8 @@ class ReferenceBank:
             described["tensors_sha256"] = _sha256(temporary[TENSORS_NAME])
             text = json.dumps(described, indent=2, ensure_ascii=False, allow_nan=False)
             temporary[JSON_NAME].write_text(text + "\n", encoding="utf-8")
+            # safetensors lets only the owner read what it writes, whatever the umask says.
+            temporary[TENSORS_NAME].chmod(temporary[JSON_NAME].stat().st_mode)
             for name, path in temporary.items():
                 path.replace(folder / name)
         finally:
@@ -449,6 +468,7 @@ class ReferenceBank:
             threshold=rule["name"],
             threshold_quantile=rule["quantile"],
         )
+        bank.extractor_settings = described.get("extractor_settings", {})
         for name, held in described["machines"].items():
             prefix = f"{name}."
             state = {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
@@ -553,6 +573,13 @@ class ReferenceBank:
             )
         except ValueError as error:
             raise ValueError(f"{machine}: {error}") from error
+
+
+def _settings(extractor: Any) -> dict[str, Any]:  # noqa: ANN401  as in ReferenceBank
+    """Return the settings of a feature extractor that change how a clip is heard."""
+    return {
+        name: getattr(extractor, name) for name in EXTRACTOR_SETTINGS if hasattr(extractor, name)
+    }
 
 
 def encoder_fingerprint(model: nn.Module) -> Tensor:

@@ -3,12 +3,11 @@
 For reports only: nothing is fitted to these clips.
 """
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy.stats import binomtest
 
 from nearfar.schema import DOMAINS
@@ -26,8 +25,8 @@ class FalseAlarmRate(NamedTuple):
         domain: "source", "target", "unknown", or "all".
         nominal: The rate that was asked for.
         expected: What as many calibration clips can give: the largest multiple of 1 / (N + 1) up
-            to the nominal rate, so 0 where N is too small; None for several machines at once.
-        num_normal: Normal test clips.
+            to the nominal rate, so 0 where N is too small; None where it is not known.
+        num_normal: Normal clips that were judged.
         measured: Their share with a p-value up to the nominal rate.
         low: Lower end of the exact 95 % interval of a binomial share (Clopper and Pearson, 1934);
             it leaves out that the calibration clips are a sample too.
@@ -44,10 +43,74 @@ class FalseAlarmRate(NamedTuple):
     high: float
 
 
+class UntouchedPValues(Protocol):
+    """P-values of calibration clips, each by clips that it is not one of."""
+
+    @property
+    def p_values(self) -> ArrayLike:
+        """(N,), NaN for a clip alone."""
+
+    @property
+    def num_others(self) -> ArrayLike:
+        """(N,) by how many clips each was judged."""
+
+
+class CalibrationClips(Protocol):
+    """The part of a `modeling.Calibration` that tells how often its clips raise an alarm."""
+
+    @property
+    def anomaly_scores(self) -> ArrayLike:
+        """(N,)."""
+
+    @property
+    def file_names(self) -> Sequence[str | None]:
+        """N base names."""
+
+    @property
+    def domains(self) -> Sequence[str | None]:
+        """N times "source", "target" or None."""
+
+    def untouched_p_values(self) -> UntouchedPValues:
+        """Return the p-value of each clip by clips that are not of its part."""
+
+
+def untouched_false_alarms(calibrations: Mapping[str, CalibrationClips]) -> list[FalseAlarmRate]:
+    """Return the false alarms among calibration clips, none of which judged itself.
+
+    For a report without test clips: the clips are dealt to five parts, and those of each are judged
+    by the others. As they are all alike before they are heard, the rates over both domains must lie
+    near the nominal ones; what the rows tell is how unevenly the domains share the alarms, which
+    one threshold serves.
+
+    Args:
+        calibrations: Machine -> its calibration.
+    """
+    parts, counts = [], []
+    for machine, clips in calibrations.items():
+        told = clips.untouched_p_values()
+        count = len(clips.domains)
+        counts.append(np.asarray(told.num_others, dtype=np.int64))
+        parts.append(
+            {
+                "machines": np.full(count, machine, dtype=object),
+                "file_names": np.array(clips.file_names, dtype=object),
+                "domains": np.array(clips.domains, dtype=object),
+                "conditions": np.full(count, "normal", dtype=object),
+                "anomaly_scores": np.asarray(clips.anomaly_scores, dtype=np.float64),
+                "p_values": np.asarray(told.p_values, dtype=np.float64),
+                "decisions": np.full(count, None, dtype=object),
+            }
+        )
+    if not parts:
+        return []
+    columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return false_alarm_rates(ScoreTable(**columns), num_calibration=np.concatenate(counts))
+
+
 def false_alarm_rates(
     table: ScoreTable,
     *,
-    num_calibration: Mapping[str, int] | None = None,
+    num_calibration: Mapping[str, int] | NDArray[np.int64] | None = None,
     nominal_rates: Sequence[float] = NOMINAL_RATES,
 ) -> list[FalseAlarmRate]:
     """Return a row for each machine, domain and nominal rate, then for all machines together.
@@ -56,8 +119,9 @@ def false_alarm_rates(
     is no row.
 
     Args:
-        table: Scores of test clips.
-        num_calibration: How many calibration clips each machine has; without it `expected` is None.
+        table: Scores of clips.
+        num_calibration: How many calibration clips each machine has, or (N,) by how many each clip
+            was judged; without it `expected` is None, as it is for several machines at once.
         nominal_rates: In (0, 1).
     """
     counted = (table.conditions == "normal") & ~np.isnan(table.p_values)
@@ -74,8 +138,12 @@ def false_alarm_rates(
                 share = _share(table.p_values[kept] <= nominal)
                 expected = None
                 if num_calibration is not None and machine != ALL:
-                    steps = num_calibration[machine] + 1
-                    expected = math.floor(nominal * steps + 1e-9) / steps
+                    counts = (
+                        np.array([num_calibration[machine]])
+                        if isinstance(num_calibration, Mapping)
+                        else num_calibration[kept]
+                    )
+                    expected = _expected(nominal, counts)
                 row = FalseAlarmRate(machine, domain, nominal, expected, int(kept.sum()), *share)
                 rows.append(row)
     return rows
@@ -105,6 +173,12 @@ def format_false_alarms(rows: Iterable[Mapping[str, Any]]) -> str:
         text.append(f"{machine:<28}{domain:<9}{group[0]['num_normal']:>8}{''.join(cells)}")
     text.append("measured % (95 % interval) [what so many calibration clips can give]")
     return "\n".join(text)
+
+
+def _expected(nominal: float, counts: NDArray[np.int64]) -> float:
+    """Return what so many calibration clips can give, on average over `counts`."""
+    steps = counts + 1
+    return float(np.mean(np.floor(nominal * steps + 1e-9) / steps))
 
 
 def _share(alarms: NDArray[np.bool_]) -> tuple[float, float, float]:

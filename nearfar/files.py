@@ -4,6 +4,7 @@ import json
 import math
 import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ def whole_folder(folder: Path, *, last: str | None = None) -> Iterator[Path]:
     partial = Path(tempfile.mkdtemp(prefix=".partial_", dir=folder))
     try:
         yield partial
+        _follow_umask(partial)
         if last is not None:
             (folder / last).unlink(missing_ok=True)
         entries = sorted(partial.iterdir(), key=lambda path: path.name == last)
@@ -37,6 +39,17 @@ def whole_folder(folder: Path, *, last: str | None = None) -> Iterator[Path]:
             entry.replace(target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _follow_umask(folder: Path) -> None:
+    """Let others read what a library wrote for its owner alone, as the umask would have it."""
+    probe = folder / ".mode"
+    probe.touch()
+    mode = probe.stat().st_mode
+    probe.unlink()
+    for path in folder.rglob("*"):
+        if path.is_file() and stat.S_IMODE(path.stat().st_mode) == stat.S_IRUSR | stat.S_IWUSR:
+            path.chmod(mode)
 
 
 def write_json(path: Path, value: Any) -> None:  # noqa: ANN401 - anything JSON can hold

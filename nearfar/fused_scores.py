@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nearfar.fusion import ScoreFusion
+from nearfar.schema import DOMAINS
 from nearfar.score_table import ScoreTable
 from nearfar.weight_search import MemberScores
 
@@ -21,6 +22,18 @@ class Verdict(Protocol):
     @property
     def p_value(self) -> float | None:
         """None without calibration."""
+
+
+class PValue(Protocol):
+    """A p-value among the calibration clips of one domain."""
+
+    @property
+    def p_value(self) -> float:
+        """In (0, 1]."""
+
+    @property
+    def resolution(self) -> float:
+        """The smallest that it could be."""
 
 
 class Calibrated(Protocol):
@@ -48,6 +61,25 @@ class Calibrated(Protocol):
 
     def decide(self, anomaly_score: float) -> Verdict:
         """Return the verdict on one score."""
+
+    def domain_p_values(self, anomaly_score: float) -> Mapping[str, PValue]:
+        """Return the p-value of one score in each domain that has calibration clips."""
+
+
+class Verdicts(NamedTuple):
+    """What calibrations say of N clips.
+
+    Attributes:
+        p_values: (N,), NaN without calibration.
+        decisions: (N,) 0 normal, 1 anomalous, None without calibration.
+        domain_p_values: (N, 2) in source and target alone, NaN without calibration clips there.
+        resolutions: (N, 2), the smallest that each of these could be.
+    """
+
+    p_values: NDArray[np.float64]
+    decisions: NDArray[np.object_]
+    domain_p_values: NDArray[np.float64]
+    resolutions: NDArray[np.float64]
 
 
 class CalibrationClips(NamedTuple):
@@ -127,15 +159,18 @@ def verdicts(
     machines: NDArray[np.object_],
     anomaly_scores: NDArray[np.float64],
     calibrations: Mapping[str, Calibrated],
-) -> tuple[NDArray[np.float64], NDArray[np.object_]]:
-    """Return the p-value and the decision of each clip; NaN and None without calibration."""
+) -> Verdicts:
+    """Return what the calibrations of their machines say of clips (N,)."""
     p_values = np.full(len(machines), np.nan)
     decisions = np.full(len(machines), None, dtype=object)
+    by_domain = np.full((2, len(machines), len(DOMAINS)), np.nan)
     for row, (machine, score) in enumerate(zip(machines, anomaly_scores.tolist(), strict=True)):
         decision = calibrations[machine].decide(score)
         if decision.p_value is not None:
             p_values[row], decisions[row] = decision.p_value, int(bool(decision.anomalous))
-    return p_values, decisions
+        for domain, told in calibrations[machine].domain_p_values(score).items():
+            by_domain[:, row, DOMAINS.index(domain)] = told.p_value, told.resolution
+    return Verdicts(p_values, decisions, *by_domain)
 
 
 def fused_scores(fusion: ScoreFusion, tables: Sequence[ScoreTable]) -> NDArray[np.float64]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from nearfar.calibration_card import calibration_sentence, false_alarm_section
 from nearfar.files import read_json, whole_folder, write_json
 
 FORMAT_VERSION = 1
@@ -129,11 +130,12 @@ def model_card(
         year=recipe["year"],
         seed=recipe["seed"],
         num_references=metrics["num_references"],
-        num_calibration=metrics["num_calibration"],
+        calibration=calibration_sentence(recipe, metrics),
         threshold_rule=recipe["threshold"],
         threshold_quantile=recipe["threshold_quantile"],
         example=sorted(thresholds)[0],
         thresholds="\n".join(rows),
+        false_alarms=false_alarm_section(recipe, metrics),
         front_end=front_end_section(config, metrics["guard"]),
     )
 

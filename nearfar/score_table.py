@@ -1,7 +1,7 @@
 """Scores of test clips in one table, and the CSV file that keeps it."""
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
@@ -10,9 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nearfar.clip_table import ClipTable
-from nearfar.schema import GroundTruth
+from nearfar.schema import CONDITIONS, DOMAINS, GroundTruth
 
-COLUMNS = ("machine", "file_name", "domain", "condition", "anomaly_score", "p_value", "decision")
+_FIRST_COLUMNS = (
+    *("machine", "file_name", "domain", "condition"),
+    *("anomaly_score", "p_value", "decision"),
+)
+_DOMAIN_COLUMNS = tuple(
+    f"{name}_{domain}" for domain in DOMAINS for name in ("p_value", "resolution")
+)
+COLUMNS = (*_FIRST_COLUMNS, *_DOMAIN_COLUMNS)
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,6 +34,9 @@ class ScoreTable(ClipTable):
         anomaly_scores: (N,) float64, higher is more anomalous.
         p_values: (N,) float64, NaN where the machine has no calibration clips.
         decisions: (N,) 0 normal, 1 anomalous, None where the machine has no threshold.
+        domain_p_values: (N, 2) float64, among the calibration clips of source and of target alone;
+            NaN where there are none, and by default. For readers: no verdict comes from them.
+        resolutions: (N, 2) float64, the smallest that each of these could be, 1 / (clips + 1).
     """
 
     machines: NDArray[np.object_]
@@ -36,8 +46,14 @@ class ScoreTable(ClipTable):
     anomaly_scores: NDArray[np.float64]
     p_values: NDArray[np.float64]
     decisions: NDArray[np.object_]
+    domain_p_values: NDArray[np.float64] = None  # type: ignore[assignment]  # filled below
+    resolutions: NDArray[np.float64] = None  # type: ignore[assignment]  # filled below
 
     def __post_init__(self) -> None:
+        for name in ("domain_p_values", "resolutions"):
+            if getattr(self, name) is None:
+                unknown = np.full((len(self.machines), len(DOMAINS)), np.nan)
+                object.__setattr__(self, name, unknown)
         if len({len(column) for column in vars(self).values()}) != 1:
             lengths = {name: len(column) for name, column in vars(self).items()}
             raise ValueError(f"Every column must describe the same clips, got {lengths}.")
@@ -55,8 +71,15 @@ class ScoreTable(ClipTable):
         anomaly_scores: NDArray[np.float64],
         p_values: NDArray[np.float64] | None = None,
         decisions: NDArray[np.object_] | None = None,
+        domain_p_values: NDArray[np.float64] | None = None,
+        resolutions: NDArray[np.float64] | None = None,
     ) -> Self:
         """Join the clips of another table and their scores; without verdicts they are unknown."""
+        by_domain = {
+            name: values
+            for name, values in (("domain_p_values", domain_p_values), ("resolutions", resolutions))
+            if values is not None
+        }
         return cls(
             machines=clips.machines,
             file_names=clips.file_names,
@@ -65,6 +88,7 @@ class ScoreTable(ClipTable):
             anomaly_scores=anomaly_scores,
             p_values=np.full(len(clips), np.nan) if p_values is None else p_values,
             decisions=np.full(len(clips), None, dtype=object) if decisions is None else decisions,
+            **by_domain,
         )
 
     def select(self, machine: str) -> Self:
@@ -103,7 +127,7 @@ class ScoreTable(ClipTable):
             writer = csv.writer(file)
             writer.writerow(COLUMNS)
             for i in range(len(self)):
-                p_value = self.p_values[i]
+                pairs = zip(self.domain_p_values[i], self.resolutions[i], strict=True)
                 writer.writerow(
                     [
                         self.machines[i],
@@ -111,14 +135,15 @@ class ScoreTable(ClipTable):
                         self.domains[i] or "",
                         self.conditions[i] or "",
                         repr(float(self.anomaly_scores[i])),
-                        "" if np.isnan(p_value) else repr(float(p_value)),
+                        _number(self.p_values[i]),
                         "" if self.decisions[i] is None else int(self.decisions[i]),
+                        *(_number(value) for pair in pairs for value in pair),
                     ]
                 )
 
     @classmethod
     def read_csv(cls, path: Path) -> Self:
-        """Read what `write_csv` wrote.
+        """Read what `write_csv` wrote, also before it had p-values by domain.
 
         Raises:
             FileNotFoundError: It is not there.
@@ -128,16 +153,21 @@ class ScoreTable(ClipTable):
             raise FileNotFoundError(f"There is no {path}. Make it with score.py --output_dir.")
         with path.open(newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file)
-            if tuple(reader.fieldnames or ()) != COLUMNS:
+            if tuple(reader.fieldnames or ()) not in (COLUMNS, _FIRST_COLUMNS):
                 raise ValueError(
                     f"{path} must have the columns {COLUMNS}, got {reader.fieldnames}."
                 )
             rows = list(reader)
+        _check_rows(path, rows)
 
         def column(name: str) -> NDArray[np.object_]:
             array = np.empty(len(rows), dtype=object)
-            array[:] = [row[name] or None for row in rows]
+            array[:] = [row.get(name) or None for row in rows]
             return array
+
+        def of_domains(name: str) -> NDArray[np.float64]:
+            columns = [column(f"{name}_{domain}").astype(np.float64) for domain in DOMAINS]
+            return np.stack(columns, axis=1)
 
         decisions = column("decision")
         try:
@@ -150,6 +180,32 @@ class ScoreTable(ClipTable):
                 anomaly_scores=column("anomaly_score").astype(np.float64),
                 p_values=column("p_value").astype(np.float64),
                 decisions=decisions,
+                domain_p_values=of_domains("p_value"),
+                resolutions=of_domains("resolution"),
             )
         except ValueError as error:
             raise ValueError(f"{path} cannot be read: {error} Make it anew.") from error
+
+
+def _check_rows(path: Path, rows: Sequence[Mapping[str, str | None]]) -> None:
+    """Raise ValueError unless every row names one clip of its own, in the known words."""
+    seen: dict[tuple[str, str], int] = {}
+    for line, row in enumerate(rows, start=2):
+        machine, name = row["machine"], row["file_name"]
+        if not machine or not name:
+            missing = "file_name" if machine else "machine"
+            raise ValueError(f"{path}, line {line}, has no {missing}. Make it anew.")
+        if (first := seen.setdefault((machine, name), line)) != line:
+            raise ValueError(
+                f"{path} has {machine}/{name} twice, in lines {first} and {line}. Make it anew."
+            )
+        for column, words in (("domain", DOMAINS), ("condition", CONDITIONS)):
+            if row[column] and row[column] not in words:
+                raise ValueError(
+                    f"{path}, line {line}: the {column} of {machine}/{name} is {row[column]!r}, "
+                    f"not one of {', '.join(map(repr, words))} or nothing. Make it anew."
+                )
+
+
+def _number(value: float) -> str:
+    return "" if np.isnan(value) else repr(float(value))

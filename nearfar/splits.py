@@ -52,6 +52,45 @@ def held_out_rows(
     return chosen
 
 
+def fold_numbers(
+    machines: Sequence[str], domains: Sequence[str | None], *, num_folds: int, seed: int
+) -> NDArray[np.int64]:
+    """Deal clips to folds, each of which is held out once, for cross-fitted thresholds.
+
+    The clips of a machine are shuffled and dealt one by one, domain after domain, so that the folds
+    differ by one clip at most, in all and in each domain.
+
+    Args:
+        machines: (N,) full machine names of normal training clips.
+        domains: (N,), None where unknown.
+        num_folds: Two or more; a machine with fewer clips is in as many folds as it has clips.
+        seed: Of the shuffling.
+
+    Returns:
+        (N,) from 0 to num_folds - 1.
+
+    Raises:
+        ValueError: There are fewer than two folds, or a machine has fewer than three clips, so that
+            a fold would leave its detector without the two that it needs.
+    """
+    if num_folds < 2:
+        raise ValueError(f"num_folds={num_folds} must be 2 or more: each is scored by the others.")
+    numbers = np.empty(len(machines), dtype=np.int64)
+    rng = np.random.default_rng(seed)
+    names = np.array(machines, dtype=object)
+    for machine, count in sorted(Counter(machines).items()):
+        if count - -(-count // num_folds) < 2:
+            raise ValueError(
+                f"{machine} has {count} training clips, too few for {num_folds} folds: without one "
+                "of them, two references must be left. Add normal clips of it, take more folds, or "
+                "leave it out with machine_types."
+            )
+        rows = rng.permutation(np.flatnonzero(names == machine)).tolist()
+        rows.sort(key=lambda row: domains[row] or "")  # stable: domain by domain, shuffled within
+        numbers[rows] = np.arange(count) % num_folds
+    return numbers
+
+
 def validation_rows(labels: NDArray[np.int64], *, share: float, seed: int) -> NDArray[np.bool_]:
     """Choose the clips by which weights are selected: they do not train, but may sit in the bank.
 

@@ -28,7 +28,8 @@ LOCAL_ARGUMENTS = (
 # What kind "autoencoder" reads beside LOCAL_ARGUMENTS.
 AUTOENCODER_ARGUMENTS = (
     *("kind", "smoke", "autoencoder_config", "year", "train_subsets", "machine_types", "resample"),
-    *("channels", "peak_normalize", "held_out_share", "threshold", "threshold_quantile"),
+    *("channels", "peak_normalize", "calibration", "held_out_share", "num_folds"),
+    *("threshold", "threshold_quantile"),
     *("num_train_epochs", "train_batch_size", "learning_rate", "validation_share", "seed"),
     *("deterministic", "extraction_batch_size", "dataloader_num_workers"),
 )
@@ -171,8 +172,18 @@ class TrainArguments(TrainingOptions, MemberOptions):
     lora_target_modules: list[str] | None = field(
         default=None, metadata={"help": "Maps with an adapter; None: all linear ones of a layer."}
     )
+    calibration: Literal["held_out", "cross_fitted"] = field(
+        default="held_out",
+        metadata={
+            "help": "Where thresholds come from: clips kept back; or all clips, each scored by one "
+            "of num_folds more encoders, trained without it (so it takes 1 + num_folds trainings)."
+        },
+    )
     held_out_share: float = field(
-        default=0.1, metadata={"help": "Normal clips kept back for thresholds."}
+        default=0.1, metadata={"help": "Normal clips kept back, of calibration held_out."}
+    )
+    num_folds: int = field(
+        default=5, metadata={"help": "Of calibration cross_fitted: encoders trained beside."}
     )
     threshold: Literal["percentile", "gamma"] = field(
         default="percentile", metadata={"help": "percentile, or gamma (positive scores only)."}

@@ -177,6 +177,21 @@ def test_searched_weights_are_reported_nested_first_and_can_be_taken_over(
     assert "labelled development clips" in (tmp_path / "run" / "README.md").read_text()
 
 
+def test_a_bayesian_search_is_made_by_the_command_too(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    pytest.importorskip("optuna", reason="the extra fusion is not installed")
+    words = ["--search_weights", "--search_method", "bayesian", "--num_trials", 8]
+    fuse("scores", folders, tmp_path, *words, "--search_seed", 1)
+    fusion, search = read_fusion(tmp_path)
+    assert sum(fusion.weights) == pytest.approx(1)
+    assert search is not None
+    assert (search["method"], search["num_trials"], search["seed"]) == ("bayesian", 8, 1)
+    assert read_metrics(tmp_path)["official_score"] == pytest.approx(
+        search["optimistic"]["estimate"]
+    )
+
+
 @pytest.mark.parametrize(
     ("kind", "words", "message"),
     [

@@ -1,29 +1,12 @@
 """The benchmark compares searches that find the same, measures each once, and says who is slow."""
 
-from types import SimpleNamespace
-
-import numpy as np
 import pytest
+import torch
 
 from benchmarks import scoring
 from nearfar.files import read_json
 
-WORDS = "--references 60 300 --batch_sizes 1 4 --size 8 --neighbors 3 --repetitions 2"
-
-
-class FlatIndex:
-    """What the benchmark uses of faiss.IndexFlatL2."""
-
-    def __init__(self, size: int) -> None:
-        self.references = np.empty((0, size), dtype=np.float32)
-
-    def add(self, references: np.ndarray) -> None:
-        self.references = np.concatenate([self.references, references])
-
-    def search(self, clips: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        squares = ((clips[:, None] - self.references) ** 2).sum(axis=2)
-        found = squares.argsort(axis=1)[:, :k]
-        return np.take_along_axis(squares, found, axis=1), found
+WORDS = "--references 60 300 --batch_sizes 1 4 --threads 1 --size 8 --neighbors 3 --repetitions 2"
 
 
 def run(monkeypatch, tmp_path, words: str = WORDS) -> None:
@@ -32,25 +15,53 @@ def run(monkeypatch, tmp_path, words: str = WORDS) -> None:
 
 
 def test_every_size_has_a_line_and_is_measured_once(monkeypatch, tmp_path, capsys) -> None:
-    monkeypatch.setattr(scoring, "faiss", SimpleNamespace(IndexFlatL2=FlatIndex, __version__="0"))
-    words = f"{WORDS} --peers sklearn faiss"
+    pytest.importorskip("faiss", reason="the extra large is not installed")
+    words = f"{WORDS} --peers product_pass faiss_pass sklearn faiss"
     run(monkeypatch, tmp_path, words)
     table = capsys.readouterr().out
     rows = [line.split() for line in table.splitlines()[2:]]
-    assert [row[:2] for row in rows] == [["60", "1"], ["60", "4"], ["300", "1"], ["300", "4"]]
+    sizes = [["60", "1"], ["60", "4"], ["300", "1"], ["300", "4"]]
+    assert [row[:3] for row in rows] == [[*size, "1"] for size in sizes]
     for path in tmp_path.iterdir():
         times = read_json(path)["milliseconds"]
-        assert set(times) == {"ours", "sklearn", "faiss"}
+        assert set(times) == {"ours", "product_pass", "faiss_pass", "sklearn", "faiss"}
         assert min(times.values()) > 0
     monkeypatch.setattr(scoring, "measure", None)  # cannot be called
     run(monkeypatch, tmp_path, words)
     assert capsys.readouterr().out == table
 
 
+def test_all_libraries_compute_with_the_threads_asked_for(monkeypatch, tmp_path) -> None:
+    seen = []
+    monkeypatch.setattr(
+        scoring, "measure", lambda *_, **__: seen.append(torch.get_num_threads()) or {"ours": 1.0}
+    )
+    before = torch.get_num_threads()
+    words = "--references 60 --batch_sizes 1 --threads 1 3 --size 8 --peers sklearn"
+    run(monkeypatch, tmp_path, words)
+    assert seen == [1, 3]
+    assert torch.get_num_threads() == before
+
+
+def test_pyod_is_asked_up_to_its_limit_only(monkeypatch, tmp_path, capsys) -> None:
+    pytest.importorskip("pyod", reason="PyOD is not installed")
+    monkeypatch.setattr(scoring, "PYOD_REFERENCES", 60)
+    words = "--references 60 300 --batch_sizes 4 --threads 1 --size 8 --neighbors 3 --peers pyod"
+    run(monkeypatch, tmp_path, words)
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[2:]]
+    assert float(rows[0][5]) > 0
+    assert rows[1][5:] == ["-", "-"]
+
+
 def test_another_search_that_finds_others_stops_the_benchmark(monkeypatch, tmp_path) -> None:
     def shifted(references, k):
         search = scoring.sklearn_search(references, k)
-        return lambda clips: ((search(clips)[0] + 1) % len(references), search(clips)[1])
+        return search._replace(
+            nearest=lambda clips: (
+                (search.nearest(clips)[0] + 1) % len(references),
+                search.nearest(clips)[1],
+            )
+        )
 
     monkeypatch.setitem(scoring.PEERS, "sklearn", shifted)
     with pytest.raises(ValueError, match="sklearn finds other neighbours for 1 of 1 clips"):

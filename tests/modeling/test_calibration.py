@@ -132,3 +132,35 @@ def test_a_rule_that_does_not_exist_is_refused_with_those_that_do() -> None:
 def test_scores_and_clips_that_differ_in_number_are_refused() -> None:
     with pytest.raises(ValueError, match="2 calibration scores, 1 file names and 2 domains"):
         Calibration.fit(torch.rand(2), ["a.wav"], [None, None], origin="held_out")
+
+
+def test_no_clip_has_a_say_in_its_own_untouched_p_value() -> None:
+    scores = scores_of(3.0, 23)
+    told = calibration(scores).untouched_p_values()
+    ordered = scores.float().sort().values
+    for i, (p_value, others) in enumerate(zip(*told, strict=True)):
+        assert 18 <= others <= 19  # all but its fifth
+        steps = p_value * (others + 1)
+        assert steps == pytest.approx(round(float(steps)))
+        above = int((ordered >= ordered[i]).sum()) - 1  # of all others
+        assert above - 4 <= round(float(steps)) - 1 <= above
+    higher = scores.clone()
+    higher[scores.argmax()] += 1e6  # what the highest scores changes nothing, itself included
+    assert torch.equal(calibration(higher).untouched_p_values().p_values, told.p_values)
+
+
+def test_untouched_p_values_are_uniform_over_calibrations() -> None:
+    p_values = torch.cat(
+        [calibration(scores_of(3.0, 40, seed=i)).untouched_p_values().p_values for i in range(80)]
+    )
+    for rate, due in ((0.1, 3 / 33), (0.5, 16 / 33)):  # what 32 others can give
+        # A standard error of some sqrt(0.25 / 3200).
+        assert float((p_values <= rate + 1e-9).double().mean()) == pytest.approx(due, abs=0.02)
+
+
+def test_a_clip_alone_has_no_untouched_p_value_and_two_judge_each_other() -> None:
+    assert calibration([]).untouched_p_values().p_values.tolist() == []
+    alone = calibration([0.5]).untouched_p_values()
+    assert math.isnan(alone.p_values[0])
+    assert alone.num_others.tolist() == [0]
+    assert calibration([0.2, 0.1]).untouched_p_values().p_values.tolist() == [1.0, 0.5]

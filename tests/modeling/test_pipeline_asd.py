@@ -135,6 +135,10 @@ def test_a_verdict_is_the_banks_on_the_models_embedding(pipe, embed, bank, wav) 
     assert [r["file_name"] for r in result["nearest_references"]] == [
         r["file_name"] for r in bank.nearest_references(embedding, FAN)[0]
     ]
+    assert result["domain_p_values"] == {
+        domain: {"p_value": told.p_value, "resolution": told.resolution}
+        for domain, told in bank.domain_p_values(result["anomaly_score"], FAN).items()
+    }
     assert result["machine"] == FAN
 
 
@@ -147,6 +151,7 @@ def test_a_result_is_plain_python(pipe, wav) -> None:
         "threshold": float,
         "anomalous": bool,
         "p_value": float,
+        "domain_p_values": dict,
         "nearest_references": list,
         "machine": str,
     }
@@ -167,6 +172,7 @@ def test_a_machine_without_calibration_gets_no_verdict(pipe, wav) -> None:
     result = pipe(wav(recording(50)), machine="pump")
     assert result["anomaly_score"] > 0
     assert [result[key] for key in ("threshold", "anomalous", "p_value")] == [None] * 3
+    assert result["domain_p_values"] == {}
 
 
 def test_every_way_to_give_one_clip_gives_one_result(pipe, wav) -> None:

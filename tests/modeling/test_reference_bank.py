@@ -12,6 +12,7 @@ from scipy import stats
 
 from modeling import (
     AsdConfig,
+    AsdFeatureExtractor,
     KnnDetector,
     ReferenceBank,
     UnknownMachineError,
@@ -356,9 +357,53 @@ def test_a_bank_of_any_detector_judges_names_references_and_comes_back(
     )
 
 
+def test_a_bank_of_constant_embeddings_tells_what_is_not_constant(config) -> None:
+    """As of a microphone that hears nothing: every score is the same, and no rule breaks."""
+    flat = np.ones((10, 2, 1, 8), dtype=np.float32)
+    held_out = table(9, prefix="held_out", embedding=flat[:9])
+    bank = ReferenceBank(config).fit(table(10, embedding=flat), calibration=held_out)
+    same, other = (
+        bank.decide(bank.anomaly_score(torch.from_numpy(clip)).item())
+        for clip in (flat[:1], table(1, seed=3).embedding)
+    )
+    assert (same.anomalous, same.p_value) == (False, 1.0)
+    assert (other.anomalous, other.p_value) == (True, 0.1)
+    with pytest.raises(ValueError, match=f"{FAN}: A gamma distribution .*'percentile'"):
+        ReferenceBank(config, threshold="gamma").fit(
+            table(10, embedding=flat), calibration=held_out
+        )
+
+
 def test_a_score_that_is_nan_gets_no_verdict(bank) -> None:
     with pytest.raises(ValueError, match="is NaN"):
         bank.decide(float("nan"), FAN)
+
+
+def test_a_bank_is_refused_behind_an_extractor_of_other_settings(
+    config, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setattr(reference_bank, "encoder_fingerprint", lambda _: torch.ones(2, 1, 8))
+    model = torch.nn.Linear(1, 1)
+    extractor = AsdFeatureExtractor(peak_normalize=True)
+    bank = ReferenceBank(config, fingerprint=torch.ones(2, 1, 8), extractor=extractor)
+    bank.fit(table(4)).save_pretrained(tmp_path)
+    loaded = ReferenceBank.from_pretrained(tmp_path)
+    loaded.check_encoder(model, extractor)
+    loaded.check_encoder(model, AsdFeatureExtractor(peak_normalize=True, min_num_samples=400))
+    loaded.check_encoder(model)  # nothing is said of an extractor
+    with pytest.raises(ValueError, match=r"with peak_normalize=True, but .*peak_normalize=False"):
+        loaded.check_encoder(model, AsdFeatureExtractor())
+    described = json.loads((tmp_path / "reference_bank.json").read_text())
+    del described["extractor_settings"]  # as the first versions wrote it
+    (tmp_path / "reference_bank.json").write_text(json.dumps(described))
+    ReferenceBank.from_pretrained(tmp_path).check_encoder(model, AsdFeatureExtractor())
+
+
+def test_a_saved_bank_may_be_read_by_whom_the_umask_lets(bank, tmp_path) -> None:
+    (tmp_path / "other").touch()
+    bank.save_pretrained(tmp_path)
+    modes = {path.stat().st_mode for path in tmp_path.iterdir()}
+    assert len(modes) == 1
 
 
 def test_an_unknown_detector_is_refused_with_the_choices() -> None:

@@ -296,10 +296,22 @@ def test_a_csv_reads_back_exactly_with_everything_unknown_in_it(tmp_path: Path) 
     table.anomaly_scores[:4] = [0.1 + 0.2, -1e-300, 5e20, np.nextafter(1, 2)]
     table.p_values[::3] = np.nan
     table.decisions[::3] = None
+    table.domain_p_values[::2] = [0.1 + 0.2, 1.0]
+    table.resolutions[::2, 1] = 1 / 11
     table.domains[1], table.conditions[2] = None, None
     table.file_names[5] = 'odd "name", with a comma.wav'
     table.write_csv(tmp_path / "scores.csv")
     assert_same(ScoreTable.read_csv(tmp_path / "scores.csv"), table)
+
+
+def test_a_csv_of_a_version_without_p_values_by_domain_reads_as_before(tmp_path: Path) -> None:
+    table = make_table()
+    path = tmp_path / "scores.csv"
+    table.write_csv(path)
+    old = [",".join(line.split(",")[:7]) for line in path.read_text().splitlines()]
+    path.write_text("\n".join(old) + "\n")
+    assert old[0] == "machine,file_name,domain,condition,anomaly_score,p_value,decision"
+    assert_same(ScoreTable.read_csv(path), table)
 
 
 def test_an_empty_table_reads_back(tmp_path: Path) -> None:
@@ -334,6 +346,33 @@ def test_a_damaged_row_is_refused_with_the_file(tmp_path: Path, row: str, messag
     with (tmp_path / "scores.csv").open("a") as file:
         file.write(row + "\n")
     with pytest.raises(ValueError, match=rf"scores\.csv cannot be read: .*{message}"):
+        ScoreTable.read_csv(tmp_path / "scores.csv")
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (["2026/fan/00,,source,normal,1.0,,"], "line 2, has no file_name"),
+        ([",a.wav,source,normal,1.0,,"], "line 2, has no machine"),
+        (["2026/fan/00"], "line 2, has no file_name"),
+        (
+            [f"2026/{m}/00,a.wav,source,normal,1.0,," for m in ("fan", "pump", "fan")],
+            "2026/fan/00/a.wav twice, in lines 2 and 4",
+        ),
+        (
+            ["2026/fan/00,a.wav,0,normal,1.0,,"],
+            "the domain of 2026/fan/00/a.wav is '0', not one of 'source', 'target' or nothing",
+        ),
+        (["2026/fan/00,a.wav,source,anomalous,1.0,,"], "condition of .* is 'anomalous', not one"),
+    ],
+)
+def test_rows_that_do_not_name_one_clip_each_are_refused_with_their_line(
+    tmp_path: Path, rows: list[str], message: str
+) -> None:
+    make_table().select("none").write_csv(tmp_path / "scores.csv")
+    with (tmp_path / "scores.csv").open("a") as file:
+        file.write("\n".join(rows) + "\n")
+    with pytest.raises(ValueError, match=rf"scores\.csv.*{message}"):
         ScoreTable.read_csv(tmp_path / "scores.csv")
 
 

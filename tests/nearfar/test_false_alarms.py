@@ -4,8 +4,15 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
-from nearfar.false_alarms import FalseAlarmRate, false_alarm_rates, format_false_alarms
+from modeling import Calibration
+from nearfar.false_alarms import (
+    FalseAlarmRate,
+    false_alarm_rates,
+    format_false_alarms,
+    untouched_false_alarms,
+)
 from nearfar.score_table import ScoreTable
 
 
@@ -108,3 +115,30 @@ def test_the_table_has_a_line_for_each_machine_and_domain() -> None:
     assert lines[2].split() == ["all", "all", "200", "1.5", "(0.3-4.3)", "50.0", "(42.9-57.1)"]
     assert len({len(line) for line in lines[:3]}) == 1
     assert format_false_alarms([]).startswith("No false-alarm rates")
+
+
+def test_the_expected_rate_is_a_mean_where_clips_are_judged_by_different_numbers() -> None:
+    (row, *_) = false_alarm_rates(
+        make_table(SOURCE), num_calibration=np.array([9, 9, 11, 11]), nominal_rates=[0.1]
+    )
+    assert row.expected == pytest.approx((0.1 + 1 / 12) / 2)
+
+
+def test_calibration_clips_alarm_by_what_the_others_say_domain_by_domain() -> None:
+    """Target clips lie above source clips, so they raise all the alarms."""
+    scores = torch.cat([torch.linspace(0, 1, 90), torch.linspace(2, 3, 10)])
+    domains = ["source"] * 90 + ["target"] * 10
+    names = [f"{i}.wav" for i in range(100)]
+    fan = Calibration.fit(scores, names, domains, origin="held_out")
+    nothing = Calibration.fit(torch.empty(0), [], [], origin="held_out")
+    rows = {
+        (row.domain, row.nominal): row for row in untouched_false_alarms({FAN: fan, PUMP: nothing})
+    }
+    assert {row.machine for row in rows.values()} == {FAN}
+    assert rows["source", 0.1].measured == 0
+    assert rows["target", 0.1].measured >= 0.8
+    assert rows["all", 0.1].measured == pytest.approx(0.1, abs=0.02)
+    assert rows["all", 0.1].expected == pytest.approx(8 / 81)
+    assert rows["all", 0.01].expected == 0  # 80 others cannot say 1 %
+    assert (rows["source", 0.05].num_normal, rows["target", 0.05].num_normal) == (90, 10)
+    assert untouched_false_alarms({}) == []

@@ -4,13 +4,16 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
+from modeling import Calibration
 from nearfar.fused_scores import (
     CalibrationClips,
     fused_calibration,
     fused_scores,
     paired_tables,
     search_input,
+    verdicts,
 )
 from nearfar.fusion import ScoreFusion
 from nearfar.schema import GroundTruth
@@ -132,6 +135,23 @@ def test_a_search_sees_normalised_scores_of_labelled_clips() -> None:
     expected = [tables[0].anomaly_scores[rows] / 2, tables[1].anomaly_scores[rows] / 30]
     np.testing.assert_allclose(machines[PUMP].normalized, expected)
     assert machines[PUMP].anomalous.tolist() == (tables[0].conditions[rows] == "anomaly").tolist()
+
+
+def test_a_verdict_comes_with_the_p_value_of_each_domain_and_its_resolution() -> None:
+    names = [f"{i}.wav" for i in range(5)]
+    scores = torch.tensor([0.1, 0.2, 0.3, 0.4, 0.5])
+    domains = ["source", "source", "source", "target", None]
+    calibrations = {
+        FAN: Calibration.fit(scores, names, domains, origin="held_out"),
+        PUMP: Calibration.fit(torch.empty(0), [], [], origin="held_out"),
+    }
+    machines = np.array([FAN, FAN, PUMP], dtype=object)
+    found = verdicts(machines, np.array([0.25, 0.9, 0.9]), calibrations)
+    np.testing.assert_allclose(found.p_values, [4 / 6, 1 / 6, np.nan])
+    assert found.decisions.tolist() == [0, 1, None]
+    nothing = [np.nan, np.nan]
+    np.testing.assert_allclose(found.domain_p_values, [[2 / 4, 2 / 2], [1 / 4, 1 / 2], nothing])
+    np.testing.assert_allclose(found.resolutions, [[1 / 4, 1 / 2], [1 / 4, 1 / 2], nothing])
 
 
 def test_ground_truth_fills_what_names_do_not_tell() -> None:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from nearfar.splits import held_out_rows, validation_rows
+from nearfar.splits import fold_numbers, held_out_rows, validation_rows
 
 
 def groups_of(sizes: dict[tuple[str, str | None], int]) -> tuple[list[str], list[str | None]]:
@@ -140,3 +140,37 @@ def test_ten_clips_in_nine_settings_give_one_of_the_two_that_share_theirs() -> N
         )
         assert held_out.sum() == 1
         assert held_out[[0, 9]].any()
+
+
+def test_folds_hold_every_clip_out_once_and_differ_by_one_clip_in_every_domain() -> None:
+    machines, domains = groups_of(
+        {
+            ("2026/fan/00", "source"): 31,
+            ("2026/fan/00", "target"): 3,
+            ("2026/valve/00", None): 7,
+        }
+    )
+    numbers = fold_numbers(machines, domains, num_folds=5, seed=0)
+    for machine in set(machines):
+        for kept in ([(machine, "source")], [(machine, "target")], [(machine, None)], None):
+            pairs = zip(machines, domains, numbers, strict=True)
+            of = Counter(n for m, d, n in pairs if m == machine and (not kept or (m, d) in kept))
+            sizes = [of[number] for number in range(5)]
+            assert max(sizes) - min(sizes) <= 1
+    assert fold_numbers(machines, domains, num_folds=5, seed=0).tolist() == numbers.tolist()
+    assert fold_numbers(machines, domains, num_folds=5, seed=1).tolist() != numbers.tolist()
+
+
+@pytest.mark.parametrize(
+    ("count", "num_folds", "message"),
+    [
+        (9, 1, "num_folds=1 must be 2 or more"),
+        (2, 5, "fan/00 has 2 training clips, too few for 5 folds"),
+        (3, 2, "fan/00 has 3 training clips, too few for 2 folds"),
+    ],
+)
+def test_folds_that_would_leave_a_detector_too_little_are_refused(
+    count: int, num_folds: int, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        fold_numbers(["2026/fan/00"] * count, [None] * count, num_folds=num_folds, seed=0)

@@ -3,8 +3,7 @@
 import itertools
 import math
 import sys
-from collections.abc import Callable, Mapping
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -142,68 +141,48 @@ def test_a_bayesian_search_without_optuna_names_the_extra(monkeypatch: pytest.Mo
         bayesian_weights(lambda weights: weights[0], 2, num_trials=0, seed=0)
 
 
-class RandomStudy:
-    """Stands in for Optuna where it is not installed: the same calls, with random trials."""
-
-    def __init__(self, seed: int) -> None:
-        self.rng = np.random.default_rng(seed)
-        self.queue: list[Mapping[str, float]] = []
-        self.best: tuple[float, dict[str, float]] = (-math.inf, {})
-
-    @property
-    def best_params(self) -> dict[str, float]:
-        return self.best[1]
-
-    def enqueue_trial(self, params: Mapping[str, float]) -> None:
-        self.queue.append(params)
-
-    def optimize(self, objective: Callable[[SimpleNamespace], float], n_trials: int) -> None:
-        for _ in range(n_trials):
-            given, tried = self.queue.pop(0) if self.queue else {}, {}
-
-            def suggest(name: str, low: float, high: float, given=given, tried=tried) -> float:
-                tried[name] = given.get(name, self.rng.uniform(low, high))
-                return tried[name]
-
-            value = objective(SimpleNamespace(suggest_float=suggest))
-            self.best = max(self.best, (value, tried), key=lambda pair: pair[0])
+@pytest.fixture
+def optuna() -> ModuleType:
+    """Return Optuna; the test is skipped where it is not installed."""
+    return pytest.importorskip("optuna", reason="the extra fusion is not installed")
 
 
-@pytest.fixture(params=["stand-in", "optuna"])
-def sampler(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Search with Optuna where it is installed, and with random trials in its place."""
-    if request.param == "optuna":
-        pytest.importorskip("optuna", reason="the extra fusion is not installed")
-        return request.param
-    stand_in = ModuleType("optuna")
-    stand_in.samplers = SimpleNamespace(TPESampler=lambda seed: seed)
-    stand_in.create_study = lambda direction, sampler: RandomStudy(sampler)
-    stand_in.logging = SimpleNamespace(
-        WARNING=30, get_verbosity=lambda: 20, set_verbosity=lambda _: None
-    )
-    monkeypatch.setitem(sys.modules, "optuna", stand_in)
-    return request.param
-
-
-def test_a_bayesian_search_comes_near_the_best_weights(sampler: str) -> None:
+def test_a_bayesian_search_comes_near_the_best_weights(optuna: ModuleType) -> None:
     goal = np.array([0.6, 0.3, 0.1])
 
     def objective(weights: tuple[float, ...]) -> float:
         return -float(np.abs(np.array(weights) - goal).sum())
 
-    found = bayesian_weights(objective, 3, num_trials=300, seed=0)
+    found = bayesian_weights(objective, 3, num_trials=60, seed=0)
     assert sum(found) == pytest.approx(1)
     assert np.abs(np.array(found) - goal).sum() < 0.15  # even weights are at 0.53
-    assert found == bayesian_weights(objective, 3, num_trials=300, seed=0)
 
 
-def test_the_first_bayesian_trial_has_even_weights(sampler: str) -> None:
+def test_the_same_seed_tries_the_same_weights_and_another_tries_others(
+    optuna: ModuleType,
+) -> None:
+    tried: list[list[tuple[float, ...]]] = [[], [], []]
+    for weights, seed in zip(tried, (0, 0, 1), strict=True):
+        bayesian_weights(
+            lambda w, weights=weights: weights.append(w) or w[0], 2, num_trials=15, seed=seed
+        )
+    assert tried[0] == tried[1]
+    assert tried[0] != tried[2]
+
+
+def test_a_search_leaves_optunas_log_level_as_it_was(optuna: ModuleType) -> None:
+    before = optuna.logging.get_verbosity()
+    bayesian_weights(lambda w: w[0], 2, num_trials=1, seed=0)
+    assert optuna.logging.get_verbosity() == before
+
+
+def test_the_first_bayesian_trial_has_even_weights(optuna: ModuleType) -> None:
     tried = []
     bayesian_weights(lambda w: tried.append(w) or 0.0, 4, num_trials=1, seed=0)
     assert tried == [pytest.approx((0.25,) * 4)]
 
 
-def test_a_bayesian_search_is_nested_too(sampler: str) -> None:
+def test_a_bayesian_search_is_nested_too(optuna: ModuleType) -> None:
     data = machines((2.0, 0.3), (1.0, 1.2), (0.2, 1.5))
     found = search_weights(data, method="bayesian", num_trials=15, seed=3, num_resamples=20)
     even = official_score([score((0.5, 0.5), m) for m in data.values()])
@@ -211,3 +190,9 @@ def test_a_bayesian_search_is_nested_too(sampler: str) -> None:
     sections = [score(found.nested_weights[name], data[name]) for name in MACHINES]
     assert found.nested.estimate == pytest.approx(official_score(sections), abs=1e-12)
     assert found.describe()["num_trials"] == 15
+    for name in MACHINES:  # chosen by the other machines alone
+        others = {n: m for n, m in data.items() if n != name}
+        again = search_weights(
+            others, method="bayesian", num_trials=15, seed=3, num_resamples=1
+        ).weights
+        assert found.nested_weights[name] == again
