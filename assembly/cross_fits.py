@@ -13,7 +13,6 @@ from assembly.training_clips import TrainingClips
 from nearfar.accelerators import build_accelerator, close, seed_all
 from nearfar.cross_fitting import Fold, cross_fitted_tables
 from nearfar.embeddings import EmbeddingTable
-from nearfar.splits import fold_numbers
 from nearfar.training_arguments import TrainArguments
 
 # (arguments, references, what is known of each, accelerator) -> what training makes of them.
@@ -29,16 +28,14 @@ def cross_fit(
     without them. A frozen encoder without a guard learns nothing, so one embedding does for all.
 
     Args:
-        args: Of the run, with `calibration` "cross_fitted"; else there are no folds.
+        args: Of the run.
         fit_system: Makes a system of a part of the clips.
         system: Made of all clips.
-        clips: All clips are references.
+        clips: All are references; without folds there is nothing to do.
     """
-    if args.calibration != "cross_fitted":
+    if clips.folds is None:
         return []
     rows, references = clips.rows, clips.references
-    machines, domains = [row["machine"] for row in rows], [row["domain"] for row in rows]
-    numbers = fold_numbers(machines, domains, num_folds=args.num_folds, seed=args.seed)
     resume = args.resume_from_checkpoint is not None
     system.model.to("cpu")  # type: ignore[arg-type] # transformers types it as if it took a dtype alone
     table = None
@@ -61,7 +58,7 @@ def cross_fit(
 
     return cross_fitted_tables(
         rows,
-        numbers,
+        clips.folds,
         embed_fold,
         folder=args.state_dir,
         resume=resume,

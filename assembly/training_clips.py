@@ -4,11 +4,13 @@ import hashlib
 import json
 from typing import Any, NamedTuple
 
+import numpy as np
 from accelerate import Accelerator, PartialState
 from datasets import Dataset
+from numpy.typing import NDArray
 
 from data_scripts.near_far import known, load_near_far
-from nearfar.splits import held_out_rows
+from nearfar.splits import fold_numbers, held_out_rows
 from nearfar.training_arguments import TrainArguments
 
 
@@ -19,11 +21,13 @@ class TrainingClips(NamedTuple):
         references: They train and fill the bank.
         rows: What is known of each reference, without sound.
         held_out: For thresholds: of neither training nor bank; None where none is kept back.
+        folds: (references,) which fold holds each out, of calibration "cross_fitted"; else None.
     """
 
     references: Dataset
     rows: list[dict[str, Any]]
     held_out: Dataset | None
+    folds: NDArray[np.int64] | None
 
     def digest(self) -> str:
         """Return a digest of which clips there are, and which of them are kept back."""
@@ -36,10 +40,14 @@ def training_clips(args: TrainArguments, accelerator: Accelerator | PartialState
     """Return the clips of a data folder, split as the arguments want it."""
     clips = load_clips(args, accelerator)
     rows = known(clips)
+    machines, domains = [row["machine"] for row in rows], [row["domain"] for row in rows]
+    if args.calibration == "cross_fitted":
+        folds = fold_numbers(machines, domains, num_folds=args.num_folds, seed=args.seed)
+        return TrainingClips(clips, rows, None, folds)
     held_out = held_out_rows(
-        [row["machine"] for row in rows],
-        [row["domain"] for row in rows],
-        share=args.held_out_share if args.calibration == "held_out" else 0.0,
+        machines,
+        domains,
+        share=args.held_out_share,
         seed=args.seed,
         attributes=[row["attributes"] for row in rows],
     )
@@ -48,6 +56,7 @@ def training_clips(args: TrainArguments, accelerator: Accelerator | PartialState
         clips.select((~held_out).nonzero()[0]),
         [row for row, held in zip(rows, held_out, strict=True) if not held],
         clips.select(kept) if len(kept) else None,
+        None,
     )
 
 
