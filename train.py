@@ -27,7 +27,6 @@ from modeling import (
     ENCODERS,
     FRONT_ENDS,
     LORA_MODULES_TO_SAVE,
-    LORA_TARGET_MODULES,
     POOLINGS,
     AsdConfig,
     AsdFeatureExtractor,
@@ -39,6 +38,7 @@ from modeling import (
     ReferenceBank,
     ThresholdName,
     encoder_fingerprint,
+    lora_target_modules,
 )
 from modeling.calibration import check_rule
 from modeling.configuration_asd import CHANNELS
@@ -454,7 +454,8 @@ def build_encoder(args: TrainArguments) -> nn.Module:
         raise ValueError(
             f"This recipe takes a pre-trained encoder of type {due!r}, but encoder_checkpoint is "
             "missing. Give the authors' .pt file or a folder made by `python -m "
-            "modeling.convert_original`; or encoder_config, for one from scratch."
+            "modeling.convert_original` (a noise-aware one: by distill.py); or encoder_config, for "
+            "one from scratch."
         )
     encoder = load_encoder(args)
     if due is not None and encoder.config.model_type != due:
@@ -628,7 +629,7 @@ def with_lora(model: AsdForProxyClassification, args: TrainArguments) -> "PeftMo
     from peft import LoraConfig, get_peft_model  # an extra; `check_lora` has found it
 
     encoder: Any = model.asd.encoder
-    targets = args.lora_target_modules or LORA_TARGET_MODULES[encoder.config.model_type]
+    targets = args.lora_target_modules or lora_target_modules(encoder.config)
     maps = {name for name, part in encoder.layers.named_modules() if isinstance(part, nn.Linear)}
     if unknown := [t for t in targets if not any(f".{m}".endswith(f".{t}") for m in maps)]:
         raise ValueError(
