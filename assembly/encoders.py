@@ -34,7 +34,8 @@ def check_encoder(args: TrainArguments) -> None:
         raise ValueError(
             f"This recipe takes a pre-trained encoder of type {due!r}, but encoder_checkpoint is "
             "missing. Give the authors' .pt file or a folder made by `python -m "
-            "modeling.convert_original`; or encoder_config, for one from scratch."
+            "modeling.convert_original` (a noise-aware one: by distill.py); or encoder_config, for "
+            "one from scratch."
         )
     if path is not None and not path.exists():
         raise FileNotFoundError(

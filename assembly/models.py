@@ -10,10 +10,10 @@ from torch import nn
 from modeling import (
     HEADS,
     LORA_MODULES_TO_SAVE,
-    LORA_TARGET_MODULES,
     POOLINGS,
     AsdConfig,
     AsdForProxyClassification,
+    lora_target_modules,
 )
 from nearfar.proxy_labels import ProxyLabels
 from nearfar.training_arguments import TrainArguments
@@ -110,7 +110,7 @@ def with_lora(model: AsdForProxyClassification, args: TrainArguments) -> "PeftMo
     from peft import LoraConfig, get_peft_model  # an extra; `check_lora` has found it
 
     encoder: Any = model.asd.encoder
-    targets = args.lora_target_modules or LORA_TARGET_MODULES[encoder.config.model_type]
+    targets = args.lora_target_modules or lora_target_modules(encoder.config)
     maps = {name for name, part in encoder.layers.named_modules() if isinstance(part, nn.Linear)}
     if unknown := [t for t in targets if not any(f".{m}".endswith(f".{t}") for m in maps)]:
         raise ValueError(

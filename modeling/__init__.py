@@ -14,7 +14,14 @@ from transformers.pipelines import PIPELINE_REGISTRY
 
 from .adversary import ADVERSARIES, Adversary
 from .calibration import THRESHOLDS, Calibration, Decision, DomainPValue, ThresholdName
-from .configuration_asd import FORMAT_VERSION, AsdConfig, BeatsConfig, EatConfig, FisherConfig
+from .configuration_asd import (
+    FORMAT_VERSION,
+    AsdConfig,
+    BeatsConfig,
+    EatConfig,
+    FisherConfig,
+    NoiseAwareConfig,
+)
 from .configuration_autoencoder import AutoencoderConfig
 from .detectors import (
     DETECTORS,
@@ -60,11 +67,13 @@ from .modeling_asd import (
     AsdModelOutput,
     AsdOutput,
     AsdPreTrainedModel,
+    lora_target_modules,
 )
 from .modeling_autoencoder import AutoencoderModel, ReconstructionNetwork
 from .modeling_beats import BeatsForAudioClassification, BeatsModel
 from .modeling_eat import EatForAudioClassification, EatModel
 from .modeling_fisher import FisherModel
+from .modeling_noise_aware import NoiseAwareModel
 from .pipeline_asd import AnomalousSoundDetectionPipeline
 from .pooling import (
     POOLINGS,
@@ -80,6 +89,7 @@ for _config, _model, _classifier in (
     (BeatsConfig, BeatsModel, BeatsForAudioClassification),
     (EatConfig, EatModel, EatForAudioClassification),
     (FisherConfig, FisherModel, None),
+    (NoiseAwareConfig, NoiseAwareModel, None),
     (AsdConfig, AsdModel, AsdForProxyClassification),
     (AutoencoderConfig, AutoencoderModel, None),
 ):
@@ -154,6 +164,8 @@ __all__ = [
     "MeanPooling",
     "NearFrontEnd",
     "Nlms",
+    "NoiseAwareConfig",
+    "NoiseAwareModel",
     "NormDetector",
     "NotFittedError",
     "RdpPooling",
@@ -166,4 +178,5 @@ __all__ = [
     "UnknownMachineError",
     "WienerGain",
     "encoder_fingerprint",
+    "lora_target_modules",
 ]

@@ -261,7 +261,9 @@ class FisherConfig(OwnTypeConfig):
             raise ValueError(f"sampling_rate={self.sampling_rate} Hz; it is at least 100.")
 
 
-ENCODER_CONFIGS = {config.model_type: config for config in (BeatsConfig, EatConfig, FisherConfig)}
+ENCODER_CONFIGS: dict[str, type[PreTrainedConfig]] = {
+    config.model_type: config for config in (BeatsConfig, EatConfig, FisherConfig)
+}
 
 
 class EncoderSpec(SubConfigSpec):
@@ -278,6 +280,73 @@ class EncoderSpec(SubConfigSpec):
                 f"{sorted(ENCODER_CONFIGS)}."
             )
         return ENCODER_CONFIGS[model_type]
+
+
+@strict
+class NoiseAwareConfig(OwnTypeConfig):
+    """Configuration of a `NoiseAwareModel`: an encoder, and with what its near looks at far.
+
+    The defaults are those that the winner of DCASE 2026 Task 2 reports (MERL, TR2026-100).
+
+    Args:
+        encoder_config: Of the encoder that is made noise-aware, or its dict.
+        num_attention_heads: Heads with which near looks at far; the encoder's hidden size is a
+            multiple of it.
+        feed_forward_factor: Inner size of the feed-forward part after it, in hidden sizes.
+        fusion_dropout: Dropout after both.
+    """
+
+    model_type = "nearfar_noise_aware"
+    sub_configs_defaults: ClassVar[dict[str, SubConfigSpec]] = {
+        "encoder_config": EncoderSpec(AutoConfig, model_type="nearfar_beats")
+    }
+
+    encoder_config: dict[str, Any] | PreTrainedConfig | None = None
+    num_attention_heads: int = 8
+    feed_forward_factor: int = 3
+    fusion_dropout: float = 0.1
+
+    def validate_encoder_config(self) -> None:
+        """Refuse an encoder that is noise-aware, and heads that cannot share its hidden size."""
+        encoder_config: Any = self.encoder_config  # of the class that its model_type names
+        if encoder_config.model_type == self.model_type:
+            raise ValueError(
+                "encoder_config is of a noise-aware encoder. Give that of the encoder in it."
+            )
+        if encoder_config.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"The encoder's hidden_size={encoder_config.hidden_size} is not a multiple of "
+                f"num_attention_heads={self.num_attention_heads}."
+            )
+
+    # What is asked of any encoder's configuration, to be read only.
+
+    @property
+    def hidden_size(self) -> int:
+        """Size of a token inside the encoder."""
+        return self._of_encoder("hidden_size")
+
+    @property
+    def num_hidden_layers(self) -> int:
+        """Its layers."""
+        return self._of_encoder("num_hidden_layers")
+
+    @property
+    def patch_size(self) -> int:
+        """Frames covered by one patch."""
+        return self._of_encoder("patch_size")
+
+    @property
+    def sampling_rate(self) -> int:
+        """Of the waveforms, in hertz."""
+        return self._of_encoder("sampling_rate")
+
+    def _of_encoder(self, name: str) -> int:
+        value: int = getattr(self.encoder_config, name)
+        return value
+
+
+ENCODER_CONFIGS[NoiseAwareConfig.model_type] = NoiseAwareConfig
 
 
 @strict
@@ -501,6 +570,7 @@ def check_options(
 BeatsConfig.register_for_auto_class()
 EatConfig.register_for_auto_class()
 FisherConfig.register_for_auto_class()
+NoiseAwareConfig.register_for_auto_class()
 AsdConfig.register_for_auto_class()
 
 __all__ = [
@@ -511,4 +581,5 @@ __all__ = [
     "BeatsConfig",
     "EatConfig",
     "FisherConfig",
+    "NoiseAwareConfig",
 ]

@@ -14,26 +14,25 @@ from .detector_checkpoint import DetectorPreTrainedModel
 from .encoder_inputs import check_far
 from .front_ends import FRONT_ENDS
 from .heads import HEADS, Head
-from .modeling_beats import BeatsModel
-from .modeling_eat import EatModel
-from .modeling_fisher import FisherModel
+from .modeling_noise_aware import WRAPPED_ENCODERS, NoiseAwareModel, WrappedEncoder
 from .pooling import POOLINGS, Pooling
 from .spec_augment import mask_spectrogram
 
-Encoder = BeatsModel | EatModel | FisherModel
+Encoder = WrappedEncoder | NoiseAwareModel
 # model_type of the encoder's config -> constructor
 ENCODERS: dict[str, Callable[[Any], Encoder]] = {
-    "nearfar_beats": BeatsModel,
-    "nearfar_eat": EatModel,
-    "nearfar_fisher": FisherModel,
+    **WRAPPED_ENCODERS,
+    "nearfar_noise_aware": NoiseAwareModel,
 }
 
 # PEFT's target_modules by model_type: all linear maps of all layers, those of the attention first.
 # Queries, keys and values alone are the usual choice: ("q_proj", "k_proj", "v_proj") or ("qkv",).
+# Those of a noise-aware encoder are the ones that it adds; `lora_target_modules` knows all of them.
 LORA_TARGET_MODULES = {
     "nearfar_beats": ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"),
     "nearfar_eat": ("qkv", "out_proj", "fc1", "fc2"),
     "nearfar_fisher": ("qkv", "out_proj", "fc1", "fc2"),
+    "nearfar_noise_aware": ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"),
 }
 # PEFT's modules_to_save for an AsdForProxyClassification: what is new and trained in full. PEFT
 # compares the ends of names, and a bare "projection" would take in that of BEATs' patches.
@@ -41,6 +40,15 @@ LORA_MODULES_TO_SAVE = (
     *("asd.pooling", "asd.projection", "head"),
     *("domain_adversary", "channel_adversary"),
 )
+
+
+def lora_target_modules(encoder_config: Any) -> tuple[str, ...]:  # noqa: ANN401  any encoder's
+    """Return PEFT's target_modules for an encoder: all linear maps of all its layers."""
+    targets = LORA_TARGET_MODULES[encoder_config.model_type]
+    if encoder_config.model_type == "nearfar_noise_aware":
+        wrapped = LORA_TARGET_MODULES[encoder_config.encoder_config.model_type]
+        targets = tuple(dict.fromkeys((*wrapped, *targets)))
+    return targets
 
 
 @dataclass
@@ -202,7 +210,8 @@ class AsdModel(AsdPreTrainedModel):
             front_end_strength: (batch,) in [0, 1], how much of the front end's change is made to
                 each clip; at 0 the encoder hears near. None = 1.
             has_far: (batch,) bool, as AsdFeatureExtractor returns it. Only read where the far
-                channel is encoded: silence in place of a missing microphone is refused.
+                channel is encoded: silence in place of a missing microphone is refused; a
+                noise-aware encoder hears such a clip by near alone.
             spectrogram_masks: (batch, 4), as `mask_spectrogram` takes them; for training. The same
                 of every channel that is encoded.
 
@@ -217,8 +226,19 @@ class AsdModel(AsdPreTrainedModel):
         if "far" in names:
             check_far(far_values, has_far)
         waveforms = self.waveforms(near_values, far_values, attention_mask, front_end_strength)
+        beside = waveforms.get("far") if self.reads_far else None
+        if beside is not None:
+            there = beside.any(dim=1)  # as for a front end: a clip of zeros has none
+            has_far = there if has_far is None else there & has_far
         heard = {
-            name: self.encode(waveforms[name], attention_mask, spectrogram_masks) for name in names
+            name: self.encode(
+                waveforms[name],
+                attention_mask,
+                spectrogram_masks,
+                far=None if name == "far" else beside,
+                has_far=has_far,
+            )
+            for name in names
         }
         pooled = self.pool(heard, self.pooling)
         if self.config.join_bands:
@@ -228,6 +248,11 @@ class AsdModel(AsdPreTrainedModel):
         if self.scored_pooling is not None:
             scored = self.pool(heard, self.scored_pooling)
         return AsdModelOutput(embedding=scored, projected_embedding=projected)
+
+    @property
+    def reads_far(self) -> bool:
+        """Whether the encoder hears far beside near: it is a noise-aware one."""
+        return isinstance(self.encoder, NoiseAwareModel)
 
     def waveforms(
         self,
@@ -261,19 +286,33 @@ class AsdModel(AsdPreTrainedModel):
         return {"near": processed, "unprocessed": near, "far": far}
 
     def encode(
-        self, waveform: Tensor, attention_mask: Tensor, spectrogram_masks: Tensor | None = None
+        self,
+        waveform: Tensor,
+        attention_mask: Tensor,
+        spectrogram_masks: Tensor | None = None,
+        *,
+        far: Tensor | None = None,
+        has_far: Tensor | None = None,
     ) -> list[tuple[Tensor, Tensor, tuple[int, int], Tensor]]:
-        """Return what `Pooling.forward` takes, for each scored layer of one channel."""
+        """Return what `Pooling.forward` takes, for each scored layer of one channel.
+
+        A noise-aware encoder takes the far channel beside it.
+        """
         deepest = max(self.layers)  # no encoder has a norm or anything else behind its last layer
         patch_mask = self.encoder.patch_mask(attention_mask)  # (B, patches)
         grid = self.encoder.patch_grid(waveform.shape[1])
-        inputs = {"input_values": waveform}
+        inputs = {"input_values": waveform} | ({} if far is None else {"far_values": far})
         if spectrogram_masks is not None:
-            features = self.encoder.spectrogram(waveform, attention_mask)
             patch_size: Any = self.encoder.config.patch_size
             num_frames = patch_size * patch_mask.sum(dim=1) // grid[1]
-            masked = mask_spectrogram(features, num_frames, spectrogram_masks)
-            inputs = {"input_features": masked}
+            inputs = {
+                name.replace("values", "features"): mask_spectrogram(
+                    self.encoder.spectrogram(values, attention_mask), num_frames, spectrogram_masks
+                )
+                for name, values in inputs.items()
+            }
+        if far is not None and has_far is not None:
+            inputs["has_far"] = has_far
         output = self.encoder(
             **inputs,
             attention_mask=attention_mask,

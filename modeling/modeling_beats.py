@@ -289,17 +289,32 @@ class BeatsModel(BeatsPreTrainedModel):
             ValueError: Both inputs or neither came, a clip is shorter than one patch, or the mask
                 does not fit.
         """
+        hidden_states, patch_mask, position_bias = self.layer_inputs(
+            input_values, input_features=input_features, attention_mask=attention_mask
+        )
+        for layer in self.layers:
+            # By position: reentrant activation checkpointing sees no other gradients.
+            hidden_states = layer(hidden_states, patch_mask, position_bias, **kwargs)
+        return BaseModelOutput(last_hidden_state=hidden_states)
+
+    def layer_inputs(
+        self,
+        input_values: Tensor | None = None,
+        *,
+        input_features: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Return what the first layer takes: hidden states, patch mask, position bias.
+
+        The arguments are those of `forward`.
+        """
         features = self._features(input_values, input_features)
         patch_mask = None
         if attention_mask is not None:
             self._check_attention_mask(attention_mask, features, input_values)
             patch_mask = self.patch_mask(attention_mask)
         hidden_states = self.embed_patches(features, patch_mask)
-        position_bias = self.position_bias(hidden_states.shape[1])
-        for layer in self.layers:
-            # By position: reentrant activation checkpointing sees no other gradients.
-            hidden_states = layer(hidden_states, patch_mask, position_bias, **kwargs)
-        return BaseModelOutput(last_hidden_state=hidden_states)
+        return hidden_states, patch_mask, self.position_bias(hidden_states.shape[1])
 
     def spectrogram(
         self,

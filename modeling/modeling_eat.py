@@ -212,6 +212,25 @@ class EatModel(EatPreTrainedModel):
             ValueError: Both inputs or neither came, a clip is shorter than one frame or longer
                 than the position table, or the mask does not fit.
         """
+        hidden_states, token_mask = self.layer_inputs(
+            input_values, input_features=input_features, attention_mask=attention_mask
+        )
+        for layer in self.layers:
+            # By position: reentrant activation checkpointing sees no other gradients.
+            hidden_states = layer(hidden_states, token_mask, **kwargs)
+        return BaseModelOutput(last_hidden_state=hidden_states)
+
+    def layer_inputs(
+        self,
+        input_values: Tensor | None = None,
+        *,
+        input_features: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return what the first layer takes: hidden states and token mask.
+
+        The arguments are those of `forward`.
+        """
         check_one_input(type(self).__name__, input_values, input_features)
         if input_values is not None:
             features = self.spectrogram(input_values, attention_mask)
@@ -222,11 +241,7 @@ class EatModel(EatPreTrainedModel):
         token_mask = None
         if attention_mask is not None and self.config.target_length is None:
             token_mask = self.token_mask(attention_mask)
-        hidden_states = self.embed_patches(features)
-        for layer in self.layers:
-            # By position: reentrant activation checkpointing sees no other gradients.
-            hidden_states = layer(hidden_states, token_mask, **kwargs)
-        return BaseModelOutput(last_hidden_state=hidden_states)
+        return self.embed_patches(features), token_mask
 
     def spectrogram(self, input_values: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Return the normalised log-mel spectrogram, (batch, frames, mel bins) float32.

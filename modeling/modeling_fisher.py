@@ -198,6 +198,31 @@ class FisherModel(FisherPreTrainedModel):
             ValueError: Both inputs or neither came, a clip is shorter than one patch, the mask does
                 not fit, or the sampling rate is no whole number from 100 on.
         """
+        hidden_states, token_mask = self.layer_inputs(
+            input_values,
+            input_features=input_features,
+            attention_mask=attention_mask,
+            sampling_rate=sampling_rate,
+        )
+        for layer in self.layers:
+            # By position: reentrant activation checkpointing sees no other gradients.
+            hidden_states = layer(hidden_states, token_mask, **kwargs)
+        return BaseModelOutputWithPooling(
+            last_hidden_state=hidden_states, pooler_output=self.split(hidden_states)[0].flatten(1)
+        )
+
+    def layer_inputs(
+        self,
+        input_values: Tensor | None = None,
+        *,
+        input_features: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        sampling_rate: int | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return what the first layer takes: hidden states and token mask.
+
+        The arguments are those of `forward`.
+        """
         rate = self._rate(sampling_rate)
         check_one_input(type(self).__name__, input_values, input_features)
         if input_values is not None:
@@ -208,13 +233,7 @@ class FisherModel(FisherPreTrainedModel):
         token_mask = None
         if attention_mask is not None and self.config.target_length is None:
             token_mask = self.token_mask(attention_mask, rate)
-        hidden_states = self.embed_patches(features, token_mask)
-        for layer in self.layers:
-            # By position: reentrant activation checkpointing sees no other gradients.
-            hidden_states = layer(hidden_states, token_mask, **kwargs)
-        return BaseModelOutputWithPooling(
-            last_hidden_state=hidden_states, pooler_output=self.split(hidden_states)[0].flatten(1)
-        )
+        return self.embed_patches(features, token_mask), token_mask
 
     def spectrogram(
         self,

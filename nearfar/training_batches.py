@@ -22,6 +22,8 @@ from nearfar.augmentation import (
 )
 from nearfar.training_options import TrainingOptions
 
+WAVEFORMS = {"near_values", "far_values", "clean_values"}  # of a batch; the last in distillation
+
 
 def augmented(
     model: nn.Module, batch: dict[str, Any], options: TrainingOptions, epoch: int
@@ -59,8 +61,8 @@ def augmented(
             stream=Stream.GAIN,
         )
         gain = (10.0 ** (gain_db / 20)).to(batch["near_values"])[:, None]
-        batch["near_values"] = gain * batch["near_values"]
-        batch["far_values"] = gain * batch["far_values"]
+        for name in WAVEFORMS & batch.keys():
+            batch[name] = gain * batch[name]
     if options.time_mask or options.frequency_mask:
         batch["spectrogram_masks"] = _masks(draws, options, epoch).to(batch["near_values"].device)
     return batch
@@ -90,7 +92,7 @@ def _heard(
     latest = (lengths - num_samples).clamp_min(0)
     place = draw(low=0.0, high=1.0, stream=offset + Stream.CROP).to(latest.device)
     start = (place * (latest + 1)).long().minimum(latest)
-    for name in ("near_values", "far_values", "attention_mask"):
+    for name in (WAVEFORMS | {"attention_mask"}) & batch.keys():
         batch[name] = crop(batch[name], start, num_samples)
     return batch
 
@@ -108,13 +110,14 @@ def _clean_first(model: nn.Module, batch: dict[str, Any], options: TrainingOptio
     config: Any = model.config
     if config.front_end == "near":
         return
-    if list(config.channels) != ["near"]:
+    asd: Any = model.asd
+    if list(config.channels) != ["near"] or asd.reads_far:
         raise ValueError(
             f"{' and '.join(given)} cannot follow front_end={config.front_end!r} where channels="
-            f"{list(config.channels)} are heard. Leave {'it' if len(given) == 1 else 'them'} out, "
-            "or train a model of channels=['near']."
+            f"{list(config.channels)} are heard{' with far beside them' if asd.reads_far else ''}. "
+            f"Leave {'it' if len(given) == 1 else 'them'} out, or train a model of "
+            "channels=['near'] whose encoder is not noise-aware."
         )
-    asd: Any = model.asd
     with torch.no_grad():
         heard = asd.waveforms(
             batch["near_values"],

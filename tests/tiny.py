@@ -29,4 +29,5 @@ TINY_FISHER = {
     "max_length": 32,
     "max_freq": 8,
 }
+TINY_NOISE_AWARE = {"model_type": "nearfar_noise_aware", "encoder_config": TINY_EAT}
 ENCODERS = {"beats": TINY_ENCODER, "eat": TINY_EAT, "fisher": TINY_FISHER}

@@ -25,7 +25,7 @@ from modeling import (
 from modeling.configuration_asd import ENCODER_CONFIGS
 from modeling.feature_extraction_asd import AsdFeatureExtractor
 from tests.tiny import ENCODERS as TINY_ENCODERS
-from tests.tiny import TINY_EAT, TINY_FISHER
+from tests.tiny import TINY_EAT, TINY_FISHER, TINY_NOISE_AWARE
 
 CHANNELS = (["near"], ["far", "near"], ["residual", "near"])
 LAYERS = (None, [1], [2, 1])
@@ -211,7 +211,8 @@ def test_what_lies_behind_a_clips_end_does_not_matter(encoder, tiny_model, batch
 
 def test_every_encoder_has_a_model_a_configuration_and_a_tiny_one():
     assert set(ENCODERS) == set(ENCODER_CONFIGS)
-    assert set(ENCODERS) == {described["model_type"] for described in TINY_ENCODERS.values()}
+    tiny = [*TINY_ENCODERS.values(), TINY_NOISE_AWARE]
+    assert set(ENCODERS) == {described["model_type"] for described in tiny}
 
 
 @every_encoder

@@ -30,10 +30,10 @@ from modeling import (
     ReferenceBank,
     encoder_fingerprint,
 )
-from tests.tiny import TINY_EAT, TINY_FISHER
+from tests.tiny import TINY_EAT, TINY_FISHER, TINY_NOISE_AWARE
 
 RATE, FAN = 16_000, "2026/fan/00"
-OTHER_ENCODERS = {"eat": TINY_EAT, "fisher": TINY_FISHER}
+OTHER_ENCODERS = {"eat": TINY_EAT, "fisher": TINY_FISHER, "noise_aware": TINY_NOISE_AWARE}
 
 # What a user runs who has transformers and soundfile, and never heard of nearfar.
 LOADER = '''
@@ -401,6 +401,7 @@ def test_a_folder_carries_the_code_it_needs_and_no_more(saved) -> None:
         "modeling_beats.py",
         "modeling_eat.py",
         "modeling_fisher.py",
+        "modeling_noise_aware.py",
         "neighbor_search.py",
         "norm_detector.py",
         "pipeline_asd.py",
