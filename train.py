@@ -84,7 +84,9 @@ class TrainArguments(TrainingOptions):
     """Arguments of train.py; a recipe gives any of them, the command line wins."""
 
     recipe: Path | None = field(default=None, metadata={"help": "YAML with values for all this."})
-    data_dir: Path = field(metadata={"help": "Recordings in the official layout."})
+    data_dir: Path = field(
+        metadata={"help": "Recordings: official layout, published, or owner/name on the Hub."}
+    )
     output_dir: Path = field(metadata={"help": "The run folder to write."})
     year: int = field(default=2026, metadata={"help": "Of the recordings; names differ by year."})
     train_subsets: list[str] = field(
