@@ -31,7 +31,8 @@ class ScoreArguments(FusionOptions):
     model: Path | None = field(default=None, metadata={"help": "A run folder, to score clips."})
     output_dir: Path = field(metadata={"help": "The score (or run) folder to write."})
     data_dir: Path | None = field(
-        default=None, metadata={"help": "Recordings in the official layout, for --model."}
+        default=None,
+        metadata={"help": "For --model: recordings as train.py takes them, also from the Hub."},
     )
     year: int | None = field(default=None, metadata={"help": "None takes the run's."})
     score_subsets: list[str] = field(

@@ -60,6 +60,7 @@ class ClipFile:
         path: Absolute.
         relative: The path below the data folder, for messages.
         machine_type: Name of the machine's folder.
+        subset: "dev", "eval_train" or "eval_test", from the folders above it.
         split: "train" or "test", from the folder.
         name: The parsed file name.
         num_bytes: Size of the file.
@@ -69,6 +70,7 @@ class ClipFile:
     path: str
     relative: str
     machine_type: str
+    subset: str
     split: str
     name: ClipName
     num_bytes: int
@@ -203,6 +205,7 @@ def _clips_in(folder: _Folder, root: Path) -> Iterator[ClipFile]:
             path=entry.path,
             relative=relative,
             machine_type=folder.machine_type,
+            subset=folder.subset,
             split=_SPLIT_OF_FOLDER[folder.path.name],
             name=name,
             num_bytes=state.st_size,

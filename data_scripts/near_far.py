@@ -7,7 +7,7 @@ decoded(clips)[0]["near"]  # (num_samples,) float32
 import io
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import gcd
 from os import PathLike
 from typing import Any, TypeVar
@@ -23,24 +23,19 @@ from nearfar.schema import CONDITIONS, DOMAINS, FAR, NEAR, UNKNOWN, machine_name
 
 from .clip_files import LOSSLESS, SAMPLING_RATE, ClipError, ClipFile, find_clips, fingerprint
 from .clip_names import NO_ATTRIBUTE
+from .credits import citation_of, homepage_of
+from .features import row_features
+from .published import find_published, load_published
 
 logger = logging.getLogger(__name__)
 
 _AnyDataset = TypeVar("_AnyDataset")
 
-_DESCRIPTION = """\
+DESCRIPTION = """\
 Machine sounds of DCASE Task 2 (anomalous sound detection), one row per clip. The near microphone \
 stands at the machine, the far one hears the room; both share one clock. Training clips are \
 normal; what a file name does not tell is -1 (unknown). Recordings of 2020 to 2025 are mono: they \
 have no far."""
-_CITATION = """\
-@misc{dcase2026task2,
-  title = {{DCASE} 2026 Challenge Task 2: noise-aware, unsupervised, first-shot anomalous sound \
-detection for machine condition monitoring},
-  eprint = {2606.01578},
-  archivePrefix = {arXiv},
-  year = {2026}
-}"""
 
 
 @dataclass
@@ -80,23 +75,11 @@ class NearFarMachineSounds(datasets.ArrowBasedBuilder):  # type: ignore[misc]  #
     VERSION = datasets.Version("1.0.0")  # of the rows: raise it when they change
 
     def _info(self) -> datasets.DatasetInfo:
-        audio = datasets.Audio(sampling_rate=SAMPLING_RATE, decode=False)
-        columns = {
-            "near": audio,
-            "far": audio,
-            "file_name": datasets.Value("string"),
-            "machine_type": datasets.Value("string"),
-            "section": datasets.Value("int32"),
-            "domain": datasets.ClassLabel(names=list(DOMAINS)),
-            "condition": datasets.ClassLabel(names=list(CONDITIONS)),
-            "attributes": datasets.Value("string"),
-            "year": datasets.Value("int32"),
-        }
         return datasets.DatasetInfo(
-            description=_DESCRIPTION,
-            citation=_CITATION,
-            homepage="https://dcase.community/challenge2026/",
-            features=datasets.Features(columns),
+            description=DESCRIPTION,
+            citation=citation_of(self.config.year),
+            homepage=homepage_of(self.config.year),
+            features=row_features(),
         )
 
     def _split_generators(
@@ -165,19 +148,24 @@ def load_near_far(
     resample: bool = False,
     cache_dir: str | PathLike[str] | None = None,
 ) -> datasets.DatasetDict | datasets.IterableDatasetDict:
-    """Load recordings in the challenge's layout: splits "train" and "test", one row per clip.
+    """Load recordings: splits "train" and "test", one row per clip.
 
     Samples are kept without loss: PCM_16 as FLAC, bit for bit; floating point as it is, also
     beyond [-1, 1]. The result is cached and built again when a clip comes, goes or is written
     again (its name, size and time of change are compared, not its samples). Headers are checked
     at every call, before anything is written, which takes seconds for 12,000 clips.
 
+    Published recordings (`python -m data_scripts.publish`), in a folder or on the Hub, give the
+    same rows in the same order; they were checked when they were published.
+
     Args:
-        data_dir: Holds <machine>/{train,test}/*.wav below dev_data/raw, eval_data/raw or itself.
+        data_dir: Holds <machine>/{train,test}/*.wav below dev_data/raw, eval_data/raw or itself;
+            or published recordings; or "owner/name" or "owner/name@revision" on the Hub.
         year: Of the recordings; 2026 is two-channel (0: near, 1: far), 2020 to 2025 are mono.
         machine_types: Load only these; None loads all.
         subsets: Load only these, of "dev", "eval_train" and "eval_test"; None loads all found.
-        streaming: Read clips when they are asked for, without a cache; every clip is a shard.
+        streaming: Read clips when they are asked for, without a cache; every clip is a shard, of
+            published recordings every file.
         num_proc: Processes that build the cache.
         resample: Bring other sampling rates to 16 kHz (polyphase filter); such clips are stored as
             32-bit floating-point WAV, unclipped. Without it they are refused.
@@ -188,12 +176,24 @@ def load_near_far(
         ValueError: An option names something that does not exist, or (`ClipError`) a clip cannot
             be loaded as it is; the message names it. Nothing half-written stays in the cache.
     """
+    cache = None if cache_dir is None else str(cache_dir)
+    machine_types, subsets = _names(machine_types), _names(subsets)
+    if (published := find_published(data_dir)) is not None:
+        return load_published(
+            published,
+            year=year,
+            machine_types=machine_types,
+            subsets=subsets,
+            streaming=streaming,
+            num_proc=num_proc,
+            cache_dir=cache,
+        )
     builder = NearFarMachineSounds(
         data_dir=str(data_dir),
-        cache_dir=None if cache_dir is None else str(cache_dir),
+        cache_dir=cache,
         year=year,
-        machine_types=_names(machine_types),
-        subsets=_names(subsets),
+        machine_types=machine_types,
+        subsets=subsets,
         resample=resample,
     )
     if streaming:
@@ -256,6 +256,7 @@ def decoded(dataset: _AnyDataset) -> _AnyDataset:
     Args:
         dataset: A Dataset, an IterableDataset, or a dict of one of them.
     """
+    dataset = _undecoded(dataset)
     if isinstance(dataset, (datasets.Dataset, datasets.DatasetDict)):
         return dataset.with_transform(_decode_batch)  # type: ignore[no-any-return]  # untyped
     if isinstance(dataset, (datasets.IterableDataset, datasets.IterableDatasetDict)):
@@ -269,6 +270,17 @@ def decoded(dataset: _AnyDataset) -> _AnyDataset:
 def known(dataset: datasets.Dataset) -> list[dict[str, Any]]:
     """Return the rows as `decoded` gives them, without near and far: all that names tell."""
     return list(decoded(dataset.remove_columns(["near", "far"])))
+
+
+def _undecoded(dataset: Any) -> Any:  # noqa: ANN401 - what `decoded` is given
+    """Take away the decoding that datasets would do, as in what `load_dataset` gives."""
+    if isinstance(dataset, dict):
+        splits = {split: _undecoded(rows) for split, rows in dataset.items()}
+        return type(dataset)(splits)
+    for column, feature in (getattr(dataset, "features", None) or {}).items():
+        if isinstance(feature, datasets.Audio) and feature.decode:
+            dataset = dataset.cast_column(column, replace(feature, decode=False))
+    return dataset
 
 
 def _decode_batch(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:

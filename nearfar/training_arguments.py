@@ -53,7 +53,10 @@ class TrainArguments(TrainingOptions, MemberOptions):
     recipe: Path | None = field(default=None, metadata={"help": "YAML with values for all this."})
     data_dir: Path | None = field(
         default=None,
-        metadata={"help": "Recordings in the official layout; needed but for --smoke."},
+        metadata={
+            "help": "Recordings: official layout, published, or owner/name on the Hub. Needed but "
+            "for --smoke."
+        },
     )
     output_dir: Path = field(metadata={"help": "The run folder to write."})
     year: int = field(default=2026, metadata={"help": "Of the recordings; names differ by year."})
