@@ -48,8 +48,10 @@ from nearfar.autoencoder_training import saved_states, train_autoencoders
 from nearfar.checkpoints import asked_checkpoint
 from nearfar.embeddings import EmbeddingTable, extract_embeddings
 from nearfar.guard import GuardDecision, fit_guard
-from nearfar.hub import write_run
+from nearfar.hub import push_run, write_run
+from nearfar.licenses import stated_license
 from nearfar.proxy_labels import PARTS, ProxyLabels, pseudo_attributes, renewed_labels
+from nearfar.publishing import open_repository
 from nearfar.schema import DOMAINS
 from nearfar.splits import held_out_rows, validation_rows
 from nearfar.trackers import JsonLinesTracker
@@ -69,13 +71,17 @@ LOCAL_ARGUMENTS = (
     "resume_from_checkpoint",
     "report_to",
     "num_proc",
+    "push_to_hub",
+    "hub_model_id",
+    "hub_private_repo",
+    "hub_token",
 )
 # What kind "autoencoder" reads beside LOCAL_ARGUMENTS.
 AUTOENCODER_ARGUMENTS = (
     *("kind", "autoencoder_config", "year", "train_subsets", "machine_types", "resample"),
     *("channels", "peak_normalize", "held_out_share", "threshold", "threshold_quantile"),
     *("num_train_epochs", "train_batch_size", "learning_rate", "validation_share", "seed"),
-    *("deterministic", "extraction_batch_size", "dataloader_num_workers"),
+    *("deterministic", "extraction_batch_size", "dataloader_num_workers", "data_license"),
 )
 
 
@@ -202,6 +208,21 @@ class TrainArguments(TrainingOptions):
     resume_from_checkpoint: str | None = field(
         default=None, metadata={"help": "'latest', or a folder under trainer_state."}
     )
+    encoder_license: str | None = field(
+        default=None,
+        metadata={"help": "Of its weights, for the card; None takes the folder's or the authors'."},
+    )
+    data_license: str | None = field(
+        default=None, metadata={"help": "Of the recordings, for the card."}
+    )
+    push_to_hub: bool = field(default=False, metadata={"help": "Publish the run in the end."})
+    hub_model_id: str | None = field(
+        default=None, metadata={"help": "owner/name; None takes the name of output_dir."}
+    )
+    hub_private_repo: bool = field(default=False, metadata={"help": "Nobody else may see it."})
+    hub_token: str | None = field(
+        default=None, metadata={"help": "With write access; None takes HF_TOKEN or a stored one."}
+    )
 
     @property
     def state_dir(self) -> Path:
@@ -221,6 +242,8 @@ def main() -> None:
     check_rule(args.threshold, args.threshold_quantile)  # before training, not after it
     accelerator = build_accelerator(args)
     seed_all(args)
+    if args.push_to_hub and accelerator.is_main_process:  # before training, not after it
+        open_repository(hub_name(args), private=args.hub_private_repo, token=args.hub_token)
     clips = load_clips(args, accelerator)
     rows = known(clips)
     machines, domains = [row["machine"] for row in rows], [row["domain"] for row in rows]
@@ -234,6 +257,9 @@ def main() -> None:
         write_detector(args, accelerator, *parts, guard={})
         return
     encoder = build_encoder(args)
+    args.encoder_license = args.encoder_license or stated_license(
+        args.encoder_checkpoint, encoder.config.model_type
+    )
     feature_extractor = AsdFeatureExtractor(
         sampling_rate=encoder.config.sampling_rate,
         min_num_samples=encoder.num_samples_per_patch,
@@ -329,6 +355,9 @@ def write_detector(
             adapter=adapter,
         )
         print(f"{args.output_dir}: {len(bank.machines)} machines, {len(references)} references")  # noqa: T201 - the script's answer
+        if args.push_to_hub:
+            options = {"private": args.hub_private_repo, "token": args.hub_token}
+            print(push_run(args.output_dir, hub_name(args), **options))  # noqa: T201 - as above
     accelerator.end_training()
 
 
@@ -353,6 +382,11 @@ def embed(
         num_workers=args.dataloader_num_workers,
         description=description,
     )
+
+
+def hub_name(args: TrainArguments) -> str:
+    """Return the repository that the run is published in."""
+    return args.hub_model_id or args.output_dir.resolve().name
 
 
 def check_kind(args: TrainArguments) -> None:
