@@ -30,6 +30,9 @@ from modeling import AsdFeatureExtractor
 from modeling.calibration import check_rule
 from nearfar.accelerators import build_accelerator, seed_all
 from nearfar.arguments import given_arguments, parse_arguments, script
+from nearfar.hub import push_run
+from nearfar.licenses import stated_license
+from nearfar.publishing import open_repository
 from nearfar.splits import validation_rows
 from nearfar.training_arguments import FUSION_ARGUMENTS, TrainArguments, check_arguments
 
@@ -42,12 +45,18 @@ def main() -> None:
     if args.smoke:
         args = prepare_smoke(args, given)
     check_arguments(args)
+    pushing = args.push_to_hub and PartialState().is_main_process
+    options = {"private": args.hub_private_repo, "token": args.hub_token}
+    if pushing:  # before training, not after it
+        open_repository(args.hub_name, **options)
     if args.kind in FUSION_ARGUMENTS:
         train_fusion(args, given)
     else:
         train_system(args)
     if args.smoke:
         score_smoke(args)
+    if pushing:
+        print(push_run(args.output_dir, args.hub_name, **options))  # noqa: T201 - the script's answer
     PartialState().destroy_process_group()
 
 
@@ -71,6 +80,9 @@ def fit_model(
 ) -> System:
     """Train an encoder behind a head."""
     encoder = build_encoder(args)
+    args.encoder_license = args.encoder_license or stated_license(
+        args.encoder_checkpoint, encoder.config.model_type
+    )
     feature_extractor = AsdFeatureExtractor(
         sampling_rate=encoder.config.sampling_rate,
         min_num_samples=encoder.num_samples_per_patch,

@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from transformers import PreTrainedModel
 
+from .configuration_asd import FORMAT_VERSION
+from .hub_files import keep_companions, keep_head, loaded_commit
 from .reference_bank import ReferenceBank
 
 if TYPE_CHECKING:
-    # save_pretrained looks for lines of this form: it is why a checkpoint carries its pipeline.
+    # save_pretrained looks for lines of this form: it is why a checkpoint carries them.
+    from .handler import EndpointHandler  # noqa: F401
     from .pipeline_asd import AnomalousSoundDetectionPipeline  # noqa: F401
 
 CUSTOM_PIPELINES = {
@@ -30,6 +33,9 @@ class DetectorPreTrainedModel(PreTrainedModel):
 
     # What config.json says about the code beside it, whichever class was saved.
     AUTO_MAP: ClassVar[dict[str, str]]
+    # Of this code; the pipeline compares it with its own, which may come from a checkpoint.
+    code_format_version: ClassVar[int] = FORMAT_VERSION
+
     # Whether forward takes `machines`, the full name of each clip's machine.
     reads_machines: ClassVar[bool] = False
 
@@ -53,6 +59,10 @@ class DetectorPreTrainedModel(PreTrainedModel):
         model = loaded[0] if isinstance(loaded, tuple) else loaded  # output_loading_info=True
         folder = Path(pretrained_model_name_or_path)
         name_or_dir = str(folder.resolve() if folder.is_dir() else pretrained_model_name_or_path)
+        if not folder.is_dir():  # the branch may move before the bank is read
+            origin["revision"] = loaded_commit(
+                name_or_dir, origin["revision"], kwargs.get("cache_dir")
+            )
         model._loaded_from = {"name_or_dir": name_or_dir, **origin}
         return loaded
 
@@ -61,15 +71,32 @@ class DetectorPreTrainedModel(PreTrainedModel):
 
         It is read at the same revision, with the same token. A new model has none.
         """
-        if self._loaded_from is None:
-            return None
-        name_or_dir = Path(self._loaded_from["name_or_dir"])
-        if name_or_dir.is_absolute() and not name_or_dir.is_dir():  # deleted since, and no Hub name
+        if self._loaded_from is None or not self._is_origin_there():
             return None
         try:
             return ReferenceBank.from_pretrained(**self._loaded_from)
         except FileNotFoundError:
             return None
+
+    def keep_what_was_beside(self, folder: Path) -> None:
+        """Complete a folder that this model was saved in, by what lay beside it when it was loaded.
+
+        That is the card, the recipe, the figures, LoRA's adapter, and a head's weights.
+        """
+        origin = self._loaded_from
+        if origin is None or not self._is_origin_there():
+            return
+        keep_companions(folder, **origin)
+        if not hasattr(self, self.base_model_prefix):
+            keep_head(folder, f"{self.base_model_prefix}.", **origin)
+
+    def _is_origin_there(self) -> bool:
+        """Return whether what this model was loaded from is a folder that is there, or a Hub name.
+
+        A folder that was deleted since is no name of the Hub.
+        """
+        name_or_dir = Path(self._loaded_from["name_or_dir"] if self._loaded_from else "")
+        return name_or_dir.is_dir() or not name_or_dir.is_absolute()
 
     def save_pretrained(  # type: ignore[override]  # what we do not touch stays in **kwargs
         self,

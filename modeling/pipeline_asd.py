@@ -1,8 +1,10 @@
 """The pipeline "anomalous-sound-detection": a recording in, a verdict out."""
 
 import io
+import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import Pipeline, PreTrainedModel
 
+from .configuration_asd import FORMAT_VERSION
+from .enrolment import (
+    WINDOW_SECONDS,
+    Enrolment,
+    Recording,
+    WindowTable,
+    cut_windows,
+    stretches,
+    too_little,
+    too_varied,
+)
 from .feature_extraction_asd import CHANNELS
-from .reference_bank import ReferenceBank
+from .hub_files import push_files
+from .reference_bank import ReferenceBank, local_machine
 
 try:
     import soundfile
@@ -25,6 +39,9 @@ Audio = NDArray[Any] | list[float] | Tensor | str | os.PathLike[str] | Row
 Result = dict[str, Any]
 
 AUDIO_KEYS = {"bytes", "path", "array"}  # of a cell of a datasets Audio column
+TYPICAL = 0.9  # share of references that score below what is called unlike the rest
+
+logger = logging.getLogger(__name__)
 
 
 class AnomalousSoundDetectionPipeline(Pipeline):
@@ -60,6 +77,7 @@ class AnomalousSoundDetectionPipeline(Pipeline):
         kwargs.pop("local_files_only", None)  # pipeline() hands on what it has already used
         super().__init__(model, **kwargs)
         self.model.eval()
+        check_versions(self.model)
         self._reference_bank: ReferenceBank | None = None
 
     @property
@@ -158,6 +176,12 @@ class AnomalousSoundDetectionPipeline(Pipeline):
         if row.get("near") is None:
             raise ValueError(f"A row needs near, but this one has {sorted(row)} only.")
         full_name = self.reference_bank.resolve(machine or _machine_of(row))
+        recording = self._recording(row, sampling_rate)
+        strength = self.reference_bank.front_end_strength(full_name)
+        return self._inputs([recording], strength) | {"machine": full_name}
+
+    def _recording(self, row: Row, sampling_rate: int | None) -> Recording:
+        """Read the one or two channels of a row."""
         name = str(row.get("file_name") or _path_of(row["near"]) or "The clip")
         rate = row.get("sampling_rate") or sampling_rate
         channels = self._read(row["near"], f"{name} (near)", rate)
@@ -173,19 +197,20 @@ class AnomalousSoundDetectionPipeline(Pipeline):
             far, *others = self._read(far, f"{name} (far)", rate)
             if others:
                 raise ValueError(f"{name} has {1 + len(others)} channels in far, expected 1.")
+        return Recording(name, near, far)
+
+    def _inputs(self, recordings: Sequence[Recording], strength: float) -> dict[str, Tensor]:
+        """Return the model's inputs for a batch, (batch, num_samples) each."""
         inputs = self.feature_extractor(
-            [near],
-            [far],
+            [recording.near for recording in recordings],
+            [recording.far for recording in recordings],
             sampling_rate=self.feature_extractor.sampling_rate,
-            file_names=[name],
+            file_names=[recording.name for recording in recordings],
             return_tensors="pt",
         )
         wanted = ("near_values", "far_values", "attention_mask")
-        strength = torch.tensor([self.reference_bank.front_end_strength(full_name)])
-        return {key: inputs[key] for key in wanted} | {
-            "front_end_strength": strength,
-            "machine": full_name,
-        }
+        strengths = torch.full((len(recordings),), strength)
+        return {key: inputs[key] for key in wanted} | {"front_end_strength": strengths}
 
     def _forward(  # type: ignore[override]  # the base class allows any parameter
         self, input_tensors: dict[str, Any]
@@ -215,9 +240,118 @@ class AnomalousSoundDetectionPipeline(Pipeline):
         save_directory: str | os.PathLike[str],
         **kwargs: Any,  # noqa: ANN401  as the base class
     ) -> None:
-        """Save model, feature extractor, their code and the reference bank into one folder."""
+        """Save model, feature extractor, their code, the reference bank and all that lay beside."""
         self.reference_bank.save_pretrained(os.fspath(save_directory))
         super().save_pretrained(save_directory, **kwargs)
+        self.model.keep_what_was_beside(Path(save_directory))
+
+    def push_to_hub(  # type: ignore[override]  # its card would take the place of the checkpoint's
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        commit_message: str = "Upload an anomalous sound detector",
+    ) -> str:
+        """Put the whole checkpoint, with this bank, into a repository; return the commit's address.
+
+        Args:
+            repo_id: "owner/name"; made if it is not there.
+            private: Of a new repository, whether others may not see it.
+            revision: The branch; None is main.
+            token: With write access.
+            commit_message: Of the one commit.
+        """
+        return push_files(
+            self,
+            repo_id,
+            private=private,
+            revision=revision,
+            token=token,
+            commit_message=commit_message,
+        )
+
+    def enroll(
+        self,
+        name: str,
+        clips: Audio | Sequence[Audio],
+        *,
+        far: Audio | Sequence[Audio] | None = None,
+        sampling_rate: int | None = None,
+        window_seconds: float = WINDOW_SECONDS,
+        front_end_strength: float = 1.0,
+        batch_size: int = 8,
+    ) -> Enrolment:
+        """Learn a machine of your own from minutes of its normal sound; nothing is trained.
+
+        Long recordings are cut in windows, which become its references. Its threshold comes from
+        scoring each fifth of the sound by the other four.
+
+        Args:
+            name: Of the machine, without a slash; one of that name is replaced.
+            clips: Recordings of normal running, as `__call__` takes clips, in the order of time.
+            far: The far microphone of each waveform in `clips`; not for files of two channels.
+            sampling_rate: In hertz, of waveforms.
+            window_seconds: Least length of a window; score clips of about that length.
+            front_end_strength: How much of the front end is applied to this machine, in [0, 1]: 0
+                where far hears little but the machine.
+            batch_size: Windows embedded at once.
+
+        Raises:
+            ValueError: A recording that cannot be used, too little for three windows, or a model
+                that knows no machines but those it was trained on.
+        """
+        if self.model.reads_machines:
+            raise ValueError(
+                f"{type(self.model).__name__} has a network for each machine that it was trained "
+                "on, so no other can be enrolled. Train one, or take a model with an encoder."
+            )
+        if not 0 <= front_end_strength <= 1:
+            raise ValueError(f"front_end_strength={front_end_strength} must lie in [0, 1].")
+        machine, bank = local_machine(name), self.reference_bank
+        rate = self.feature_extractor.sampling_rate
+        recordings = [self._recording(row, sampling_rate) for row in _rows(clips, far)]
+        windows = cut_windows(recordings, sampling_rate=rate, seconds=window_seconds)
+        held_out = stretches(len(windows))
+        table = self._embedded(windows, machine, front_end_strength, batch_size)
+        rows = np.arange(len(windows))
+        folds = [(table.take(np.setdiff1d(rows, out)), table.take(out)) for out in held_out]
+        bank.enroll(name, table, folds=folds)
+        bank.guard[machine] = front_end_strength
+        seconds = sum(len(window.near) for window in windows) / rate
+        notes = too_little(len(windows), seconds) + self._varied(machine, table)
+        for note in notes:
+            logger.warning("%s: %s", machine, note)
+        return Enrolment(machine, len(windows), seconds, bank.threshold(machine), notes)
+
+    def _embedded(
+        self, windows: Sequence[Recording], machine: str, strength: float, batch_size: int
+    ) -> WindowTable:
+        """Embed windows of one machine."""
+        embedded = []
+        with torch.no_grad():
+            for start in range(0, len(windows), batch_size):
+                inputs = self._inputs(windows[start : start + batch_size], strength)
+                output = self.model(**{key: x.to(self.device) for key, x in inputs.items()})
+                embedded.append(output.embedding.float().cpu().numpy())
+        count = len(windows)
+        names = [window.name for window in windows]
+        return WindowTable(
+            np.concatenate(embedded), names, [machine] * count, [None] * count, ["normal"] * count
+        )
+
+    def _varied(self, machine: str, table: WindowTable) -> list[str]:
+        """Return what the stretches of an enrolment say about one another."""
+        bank = self.reference_bank
+        try:
+            limit = float(bank.leave_one_out(machine).quantile(TYPICAL))
+        except ValueError:  # a coreset has no such scores
+            return []
+        calibration = bank.calibration(machine)
+        scores = dict(zip(calibration.file_names, calibration.anomaly_scores.tolist(), strict=True))
+        held_out = np.array([scores[name] for name in table.file_names])
+        return too_varied(table.file_names, held_out, limit)
 
     def _read(self, audio: Audio, name: str, sampling_rate: int | None) -> list[NDArray[Any]]:
         """Return the channels of a waveform, a path or a cell of an Audio column."""
@@ -242,6 +376,45 @@ class AnomalousSoundDetectionPipeline(Pipeline):
                 "Resample it first, for example with scipy.signal.resample_poly."
             )
         return channels
+
+
+def check_versions(model: Any) -> None:  # noqa: ANN401  as AnomalousSoundDetectionPipeline.model
+    """Warn where the model's code and this pipeline's are of different formats.
+
+    Where nearfar is installed, transformers takes its classes for the model, but the pipeline's
+    code comes from the checkpoint.
+    """
+    installed = getattr(model, "code_format_version", 1)
+    if installed != FORMAT_VERSION:
+        logger.warning(
+            "The model's code (%s) is of format version %d, the pipeline's code (%s) of version "
+            "%d: the installed nearfar and the checkpoint differ in age. Should they not work "
+            "together, update nearfar or load the checkpoint where it is not installed.",
+            type(model).__module__,
+            installed,
+            __name__,
+            FORMAT_VERSION,
+        )
+
+
+def _rows(clips: Any, far: Any) -> list[Row]:  # noqa: ANN401  Audio, one or many
+    """Return a row for each recording, each with a name of its own."""
+    one = not isinstance(clips, (list, tuple)) or (bool(clips) and isinstance(clips[0], Real))
+    near, others = ([clips], [far]) if one else (list(clips), far)
+    others = [None] * len(near) if others is None else list(others)
+    if len(others) != len(near):
+        raise ValueError(f"{len(near)} recordings came with {len(others)} far ones. Pass one each.")
+    rows, names = [], set[str]()
+    for number, (clip, other) in enumerate(zip(near, others, strict=True), start=1):
+        row = dict(clip) if isinstance(clip, Mapping) and "near" in clip else {"near": clip}
+        if other is not None:
+            row["far"] = other
+        path = row.get("file_name") or _path_of(row["near"])
+        title = Path(path).name if path else f"recording {number}"
+        row["file_name"] = title if title not in names else f"{title} ({number})"
+        names.add(row["file_name"])
+        rows.append(row)
+    return rows
 
 
 def _decode(

@@ -16,8 +16,6 @@ from typing import Any, NamedTuple, Protocol, Self
 
 import numpy as np
 import torch
-from huggingface_hub import _CACHED_NO_EXIST, hf_hub_download, try_to_load_from_cache
-from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -32,6 +30,7 @@ from .calibration import (
 )
 from .configuration_asd import FORMAT_VERSION
 from .detectors import BANK_DETECTORS, Detector
+from .hub_files import fetch, push_files
 
 TENSORS_NAME = "reference_bank.safetensors"
 JSON_NAME = "reference_bank.json"
@@ -229,6 +228,7 @@ class ReferenceBank:
         table: Table,
         *,
         calibration: Table | None = None,
+        folds: Sequence[tuple[Table, Table]] = (),
         frozen_encoder: bool = False,
     ) -> Self:
         """Add one machine of your own, or replace it, as "local/<name>/00".
@@ -237,19 +237,19 @@ class ReferenceBank:
             name: Of the machine, without a slash.
             table: Its references, two or more; their `machines` column is not read.
             calibration: More of its normal clips, which are not references.
+            folds: As for `fit`; their `machines` column holds `local_machine(name)`.
             frozen_encoder: As for `fit`. True for a downloaded checkpoint, which never saw them.
 
         Raises:
             ValueError: As for `fit`, or the name cannot be one.
         """
-        if not name or "/" in name:
-            raise ValueError(f"{name!r} cannot name a machine. Give a name without a slash.")
-        machine = f"local/{name}/00"
+        machine = local_machine(name)
         self._machines[machine] = self._learn(
             machine,
             _clips_of(table),
             None if calibration is None else _clips_of(calibration),
             frozen_encoder=frozen_encoder,
+            calibrated=self._cross_fit(folds).get(machine),
         )
         return self
 
@@ -365,9 +365,14 @@ class ReferenceBank:
                 "This reference bank has no fingerprint, so nothing says which model it belongs "
                 "to. Build it as ReferenceBank(config, fingerprint=encoder_fingerprint(model))."
             )
-        found = encoder_fingerprint(model)
         half = any(parameter.element_size() < 4 for parameter in model.parameters())
         tolerance = HALF_PRECISION_TOLERANCE if half else FULL_PRECISION_TOLERANCE
+        self._check_fingerprint(encoder_fingerprint(model), tolerance)
+
+    def _check_fingerprint(self, found: Tensor, tolerance: float) -> None:
+        """Raise ValueError unless another fingerprint is this bank's."""
+        if self.fingerprint is None:
+            raise ValueError("This reference bank has no fingerprint.")
         if found.shape == self.fingerprint.shape:
             error = float((found - self.fingerprint).norm() / self.fingerprint.norm())
             if error <= tolerance:
@@ -378,6 +383,50 @@ class ReferenceBank:
         raise ValueError(
             f"This reference bank belongs to another encoder: {problem}. Load model and bank from "
             "the same folder and revision, or fit a bank with this model."
+        )
+
+    def leave_one_out(self, machine: str | None = None) -> Tensor:
+        """Return each reference's score by the others, (N,) float32.
+
+        Raises:
+            ValueError: The detector kept a coreset of the references.
+        """
+        return self._machines[self.resolve(machine)].detector.leave_one_out()
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        commit_message: str = "Upload the reference bank",
+    ) -> str:
+        """Put this bank into a repository in one commit, and return that commit's address.
+
+        Args:
+            repo_id: "owner/name"; made if it is not there.
+            private: Of a new repository, whether others may not see it.
+            revision: The branch; None is main.
+            token: With write access.
+            commit_message: Of the commit.
+
+        Raises:
+            ValueError: The repository has a bank of another encoder.
+        """
+        try:
+            there = type(self).from_pretrained(repo_id, revision=revision, token=token)
+        except OSError:  # no repository, no such branch, or no bank in it
+            there = None
+        if there is not None and there.fingerprint is not None:
+            self._check_fingerprint(there.fingerprint, HALF_PRECISION_TOLERANCE)
+        return push_files(
+            self,
+            repo_id,
+            private=private,
+            revision=revision,
+            token=token,
+            commit_message=commit_message,
         )
 
     def save_pretrained(self, save_directory: str | Path) -> None:
@@ -442,7 +491,7 @@ class ReferenceBank:
         """
         origin = {"revision": revision, "token": token, "local_files_only": local_files_only}
         try:
-            described = json.loads(_fetch(name_or_dir, JSON_NAME, **origin).read_bytes())
+            described = json.loads(fetch(name_or_dir, JSON_NAME, **origin).read_bytes())
         except json.JSONDecodeError as error:
             raise ValueError(f"{JSON_NAME} of {name_or_dir} is damaged: {error}.") from error
         if described["format_version"] > FORMAT_VERSION:
@@ -451,7 +500,7 @@ class ReferenceBank:
                 f"{described['format_version']}, but this code reads versions up to "
                 f"{FORMAT_VERSION}. Update nearfar."
             )
-        path = _fetch(name_or_dir, TENSORS_NAME, **origin)
+        path = fetch(name_or_dir, TENSORS_NAME, **origin)
         if _sha256(path) != described["tensors_sha256"]:
             raise ValueError(
                 f"{TENSORS_NAME} of {name_or_dir} is damaged, or is not the file that {JSON_NAME} "
@@ -582,6 +631,13 @@ def _settings(extractor: Any) -> dict[str, Any]:  # noqa: ANN401  as in Referenc
     }
 
 
+def local_machine(name: str) -> str:
+    """Return the full name of a machine that a user enrolls, or raise ValueError."""
+    if not name or "/" in name:
+        raise ValueError(f"{name!r} cannot name a machine. Give a name without a slash.")
+    return f"local/{name}/00"
+
+
 def encoder_fingerprint(model: nn.Module) -> Tensor:
     """Return what a model makes of a fixed sound, near and far: (views, bands, size) float32, CPU.
 
@@ -651,40 +707,9 @@ def _check_normal(clips: _Clips, what: str) -> None:
         )
 
 
-def _fetch(name_or_dir: str | Path, name: str, **origin: Any) -> Path:  # noqa: ANN401  the Hub's
-    """Return where a file of a folder or of a repository lies on this machine.
-
-    Raises:
-        FileNotFoundError: The folder or the repository does not have it.
-        ConnectionError: It is not in the cache, and the Hub may not or cannot be asked.
-    """
-    missing = (
-        f"{name_or_dir} has no {name}. Fit a ReferenceBank with this model and save it there, or "
-        "set pipe.reference_bank."
-    )
-    if Path(name_or_dir).is_dir():
-        path = Path(name_or_dir) / name
-        if not path.is_file():
-            raise FileNotFoundError(missing)
-        return path
-    repository = str(name_or_dir)
-    try:
-        return Path(hf_hub_download(repository, name, **origin))
-    except LocalEntryNotFoundError as error:
-        known = try_to_load_from_cache(repository, name, revision=origin["revision"])
-        if known is _CACHED_NO_EXIST:
-            raise FileNotFoundError(missing) from error
-        raise ConnectionError(
-            f"{name} of {name_or_dir} is not in the cache, and the Hub cannot be asked for it. "
-            "Load the model once with a connection."
-        ) from error
-    except EntryNotFoundError as error:
-        raise FileNotFoundError(missing) from error
-
-
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-__all__ = ["ReferenceBank", "UnknownMachineError", "encoder_fingerprint"]
+__all__ = ["ReferenceBank", "UnknownMachineError", "encoder_fingerprint", "local_machine"]

@@ -1,16 +1,25 @@
-"""The run folder: everything a published checkpoint is made of, written whole or not at all."""
+"""The run folder: everything a published checkpoint is made of, written whole or not at all.
 
+python -m nearfar.hub push runs/mine me/my-machines --private --tag v1
+"""
+
+import argparse
 import importlib.resources
+import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from string import Template
 from typing import Any
 
 import yaml
 
+from nearfar.arguments import script
 from nearfar.calibration_card import calibration_sentence, false_alarm_section
+from nearfar.card_results import with_results
 from nearfar.files import read_json, whole_folder, write_json
+from nearfar.licenses import license_metadata, license_section
+from nearfar.publishing import upload
 
 FORMAT_VERSION = 1
 KINDS = ("model", "autoencoder", "fusion", "feature_fusion")
@@ -113,6 +122,40 @@ def read_run(folder: Path) -> dict[str, Any]:
     return run
 
 
+def push_run(
+    folder: Path,
+    repo_id: str,
+    *,
+    private: bool = False,
+    revision: str | None = None,
+    tag: str | None = None,
+    token: str | None = None,
+    scores: Sequence[Path] = (),
+) -> str:
+    """Publish a run folder in one commit, and return its address on the Hub.
+
+    Args:
+        folder: A complete run folder; nothing in it changes but its card, if `scores` are given.
+        repo_id: "owner/name", or a name of one's own.
+        private: Whether others may not see the repository.
+        revision: The branch; None is main.
+        tag: A name for the commit.
+        token: With write access; None takes the one that `hf auth login` or HF_TOKEN gives.
+        scores: Score folders of this system, one for each training seed, for the card's table.
+
+    Raises:
+        FileNotFoundError: `folder` is not a complete run folder.
+        ValueError, PermissionError, ConnectionError: As `nearfar.publishing.upload`.
+    """
+    read_run(folder)
+    if scores:
+        card = folder / "README.md"
+        text = with_results(card.read_text(encoding="utf-8"), scores)
+        with whole_folder(folder) as partial:
+            (partial / card.name).write_text(text, encoding="utf-8")
+    return upload(folder, repo_id, private=private, revision=revision, tag=tag, token=token)
+
+
 def model_card(
     config: Any,  # noqa: ANN401 - an AsdConfig or an AutoencoderConfig
     recipe: Mapping[str, Any],
@@ -126,6 +169,8 @@ def model_card(
         for machine, value in sorted(thresholds.items())
     ]
     return Template(template.read_text(encoding="utf-8")).substitute(
+        license=license_metadata(recipe.get("encoder_license"), recipe.get("data_license")),
+        licenses=license_section(recipe),
         system=described(config, recipe, metrics),
         year=recipe["year"],
         seed=recipe["seed"],
@@ -191,6 +236,38 @@ def front_end_section(
     return GUARD_TEXT.format(front_end=config.front_end) + "\n".join(rows)
 
 
+def main(argv: Sequence[str] | None = None) -> None:
+    """Publish a run folder."""
+    logging.basicConfig(format="%(message)s", level=logging.INFO)
+    parser = argparse.ArgumentParser(prog="python -m nearfar.hub")
+    commands = parser.add_subparsers(dest="command", required=True)
+    push = commands.add_parser("push", help="upload a run folder, in one commit")
+    push.add_argument("run", type=Path, help="the run folder")
+    push.add_argument("repo", help="owner/name, or a name of your own; made if it is not there")
+    push.add_argument("--private", action="store_true", help="nobody else may see it")
+    push.add_argument("--revision", help="a branch other than main; made if it is not there")
+    push.add_argument("--tag", help="a name for what is uploaded, such as v1")
+    push.add_argument("--token", help="with write access, if not HF_TOKEN or a stored one")
+    push.add_argument(
+        "--scores", type=Path, nargs="+", default=(), help="score folders, for the card's table"
+    )
+    args = parser.parse_args(argv)
+    address = push_run(
+        args.run,
+        args.repo,
+        private=args.private,
+        revision=args.revision,
+        tag=args.tag,
+        token=args.token,
+        scores=args.scores,
+    )
+    print(address)  # noqa: T201 - the answer
+
+
 def decibels(value: float | None) -> str:
     """Return a level as the card shows it."""
     return "none" if value is None else f"{value:.1f} dB"
+
+
+if __name__ == "__main__":
+    script(main)

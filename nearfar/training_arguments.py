@@ -24,6 +24,10 @@ LOCAL_ARGUMENTS = (
     "num_proc",
     "members_dir",
     "encoder_checkpoints",
+    "push_to_hub",
+    "hub_model_id",
+    "hub_private_repo",
+    "hub_token",
 )
 # What kind "autoencoder" reads beside LOCAL_ARGUMENTS.
 AUTOENCODER_ARGUMENTS = (
@@ -31,7 +35,7 @@ AUTOENCODER_ARGUMENTS = (
     *("channels", "peak_normalize", "calibration", "held_out_share", "num_folds"),
     *("threshold", "threshold_quantile"),
     *("num_train_epochs", "train_batch_size", "learning_rate", "validation_share", "seed"),
-    *("deterministic", "extraction_batch_size", "dataloader_num_workers"),
+    *("deterministic", "extraction_batch_size", "dataloader_num_workers", "data_license"),
 )
 
 # What the recipe of a fusion gives; all else is its members', in their recipes or overrides.
@@ -208,6 +212,26 @@ class TrainArguments(TrainingOptions, MemberOptions):
     resume_from_checkpoint: str | None = field(
         default=None, metadata={"help": "'latest', or a folder under trainer_state."}
     )
+    encoder_license: str | None = field(
+        default=None,
+        metadata={"help": "Of its weights, for the card; None takes the folder's or the authors'."},
+    )
+    data_license: str | None = field(
+        default=None, metadata={"help": "Of the recordings, for the card."}
+    )
+    push_to_hub: bool = field(default=False, metadata={"help": "Publish the run in the end."})
+    hub_model_id: str | None = field(
+        default=None, metadata={"help": "owner/name; None takes the name of output_dir."}
+    )
+    hub_private_repo: bool = field(default=False, metadata={"help": "Nobody else may see it."})
+    hub_token: str | None = field(
+        default=None, metadata={"help": "With write access; None takes HF_TOKEN or a stored one."}
+    )
+
+    @property
+    def hub_name(self) -> str:
+        """The repository that the run is published in."""
+        return self.hub_model_id or self.output_dir.resolve().name
 
     @property
     def state_dir(self) -> Path:

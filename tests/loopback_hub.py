@@ -18,6 +18,7 @@ import base64
 import hashlib
 import json
 import re
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -253,9 +254,15 @@ class LoopbackHub:
         self, monkeypatch: "pytest.MonkeyPatch", home: Path, *, token: str | None = TOKEN
     ) -> Iterator[Self]:
         """Let the clients of this process, which conftest.py keeps offline, ask this Hub."""
-        from huggingface_hub import constants
+        from huggingface_hub import constants, hf_api
 
         with monkeypatch.context() as patched:
+            # Three places where an address is remembered from before.
+            patched.setattr(hf_api.api, "endpoint", self.url)
+            if "transformers.utils.hub" in sys.modules:
+                patched.setattr("transformers.utils.hub._hf_api", None, raising=False)
+            if "datasets" in sys.modules:
+                patched.setattr("datasets.config.HF_ENDPOINT", self.url)
             patched.setattr(constants, "HF_HUB_OFFLINE", False)
             patched.setattr(constants, "HF_HUB_DISABLE_XET", True)
             patched.setattr(constants, "HF_HUB_DISABLE_PROGRESS_BARS", True)

@@ -1,0 +1,284 @@
+"""A detector's way to the Hub and back, each step in a process of its own, on a loopback Hub.
+
+Train a small quickstart on a simulated factory, or take a run; publish it; load it in all ways
+where only transformers, torch and soundfile are installed; score a wav to the score that score.py
+gives; enroll a new machine and push it; load all that again without a network.
+
+python -m benchmarks.hub --output_dir runs/hub
+python -m benchmarks.hub --run runs/demo --data_dir DATA --output_dir runs/hub
+"""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import Distribution, PackageNotFoundError, distribution
+from pathlib import Path
+from typing import Any
+
+from packaging.requirements import Requirement
+
+from nearfar.arguments import parse_arguments, script
+from tests.loopback_hub import USER, LoopbackHub
+
+ROOT = Path(__file__).resolve().parents[1]
+NEEDED = ("transformers", "torch", "soundfile")
+TOLERANCE = 1e-5  # between a wav's score here and score.py's
+FACTORY = ["--machines", 2, "--source_train", 14, "--target_train", 6, "--test_per_group", 3]
+FACTORY += ["--seconds", 1, "--seed", 0]
+TRAINING = ["--recipe", ROOT / "recipes" / "quickstart.yaml", "--num_train_epochs", 1]
+TRAINING += ["--held_out_share", 0.2, "--crop_seconds", "none", "--data_license", "cc-by-nc-4.0"]
+ENROLLED = "my_pump"
+
+# What runs where nearfar was never installed. It prints one line of JSON.
+CLIENT = """
+import base64, importlib.util, json, sys
+job = json.loads(sys.argv[1])
+sys.path.append(job["packages"])
+import torch
+from huggingface_hub import snapshot_download
+from transformers import (
+    AutoFeatureExtractor, AutoModel, AutoModelForAudioClassification, pipeline
+)
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+torch.set_num_threads(1)
+found = {"packages": sorted(name for name in job["absent"] if name in sys.modules)}
+for revision in job["revisions"]:
+    remote = {"trust_remote_code": True, "revision": revision}
+    pipe = pipeline("anomalous-sound-detection", model=job["repo"], device="cpu", **remote)
+    verdict = pipe(job["wav"], machine=job["machine"])
+    model = AutoModel.from_pretrained(job["repo"], **remote).eval()
+    head = AutoModelForAudioClassification.from_pretrained(job["repo"], **remote).eval()
+    extractor = AutoFeatureExtractor.from_pretrained(job["repo"], **remote)
+    bank = get_class_from_dynamic_module(
+        "reference_bank.ReferenceBank", job["repo"], revision=revision
+    ).from_pretrained(job["repo"], revision=revision)
+    recording = pipe._recording({"near": job["wav"]}, None)
+    batch = extractor(
+        [recording.near], [recording.far], sampling_rate=extractor.sampling_rate,
+        return_tensors="pt",
+    )
+    batch.pop("has_far")
+    strength = torch.tensor([bank.front_end_strength(job["machine"])])
+    with torch.no_grad():
+        embedding = model(**batch, front_end_strength=strength).embedding
+        output = head(**batch, front_end_strength=strength)
+    found[revision] = {
+        "verdict": verdict,
+        "from_embedding": bank.anomaly_score(embedding, job["machine"]).item(),
+        "head_embeds_alike": torch.equal(embedding, output.embedding),
+        "logits": list(output.logits.shape),
+        "machines": pipe.reference_bank.machines,
+        "modules": sorted({type(x).__module__.split(".")[0] for x in (pipe, model, bank)}),
+    }
+if job["enroll"]:
+    place = snapshot_download(job["repo"], revision=job["revisions"][0])
+    spec = importlib.util.spec_from_file_location("handler", place + "/handler.py")
+    handler = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(handler)
+    request = {
+        "inputs": base64.b64encode(open(job["wav"], "rb").read()).decode(),
+        "parameters": {"machine": job["machine"]},
+    }
+    found["answer"] = json.loads(json.dumps(handler.EndpointHandler(place)(request)))
+    told = pipe.enroll(job["enroll"], job["normal"], window_seconds=0.5)
+    found["enrolled"] = [told.machine, told.num_references, told.notes]
+    found["unheard"] = pipe(job["wav"], machine=job["enroll"])["anomaly_score"]
+    pipe.push_to_hub(job["repo"], revision="enrolled")
+    pipe.reference_bank.push_to_hub(job["repo"], revision="bank-only")
+print(json.dumps(found))
+"""
+
+
+@dataclass(kw_only=True)
+class HubArguments:
+    """Arguments of benchmarks.hub."""
+
+    output_dir: Path = field(metadata={"help": "For what is trained and scored, and for caches."})
+    run: Path | None = field(default=None, metadata={"help": "A run folder; None trains one."})
+    data_dir: Path | None = field(default=None, metadata={"help": "Recordings that go with run."})
+
+
+def main() -> None:
+    """Go the whole way, print what each step took, and fail where anything differs."""
+    args = parse_arguments(HubArguments)
+    if (args.run is None) != (args.data_dir is None):
+        raise ValueError("Give --run with --data_dir, the recordings to score, or neither.")
+    folder = args.output_dir.resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    with LoopbackHub() as hub:
+        steps = Steps(hub, folder)
+        lines = round_trip(steps, args.run, args.data_dir)
+        hub.check()
+    print("\n".join(lines))
+
+
+class Steps:
+    """Runs the steps, each in a process of its own.
+
+    Args:
+        hub: What they talk to.
+        folder: For caches and the environment of the client.
+    """
+
+    def __init__(self, hub: LoopbackHub, folder: Path) -> None:
+        self.hub = hub
+        self.home = folder / "hf_home"
+        self.packages = minimal_packages(folder / "packages")
+        self.lines: list[str] = []
+
+    def script(self, title: str, command: Sequence[object]) -> None:
+        """Run one of the project's commands."""
+        own = {"HF_DATASETS_CACHE": str(self.home / "datasets")}
+        words = [sys.executable, *map(str, command)]
+        self.process(title, words, os.environ | self.hub.environment(self.home) | own, ROOT)
+
+    def client(self, title: str, job: Mapping[str, Any], *, offline: bool = False) -> Any:  # noqa: ANN401
+        """Run CLIENT where only transformers, torch and soundfile are; return what it found."""
+        told = dict(job) | {"packages": str(self.packages), "absent": ["nearfar", "datasets"]}
+        variables = {
+            name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH") if name in os.environ
+        }
+        variables |= self.hub.environment(self.home) | {"HOME": str(self.home)}
+        variables["HF_HUB_OFFLINE"] = str(int(offline))
+        words = [sys.executable, "-I", "-S", "-c", CLIENT, json.dumps(told)]
+        before = len(self.hub.requests)
+        output = self.process(title, words, variables, self.home)
+        if offline and len(self.hub.requests) > before:
+            raise ValueError(f"{title}: the Hub was asked {self.hub.requests[before:]}.")
+        return json.loads(output.splitlines()[-1])
+
+    def process(
+        self, title: str, words: Sequence[str], variables: Mapping[str, str], place: Path
+    ) -> str:
+        """Run a command, or raise ValueError with what it said."""
+        start, asked = time.monotonic(), len(self.hub.requests)
+        self.home.mkdir(exist_ok=True)
+        done = subprocess.run(
+            words, cwd=place, env=dict(variables), capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            raise ValueError(f"{title} failed: {done.stderr[-3_000:]}")
+        seconds, asked = time.monotonic() - start, len(self.hub.requests) - asked
+        self.lines.append(f"{title:<58}{seconds:6.1f} s{asked:6d} requests")
+        return done.stdout
+
+
+def round_trip(steps: Steps, run: Path | None, data: Path | None) -> list[str]:
+    """Publish, load, score, enroll, load again; return the lines of the report."""
+    folder, repo = steps.home.parent, f"{USER}/detector"
+    if run is None or data is None:
+        run, data = folder / "run", folder / "data"
+        command = ["-m", "data_scripts.factory", "--output_dir", data, *FACTORY]
+        steps.script("simulate a factory", command)
+        command = ["train.py", *TRAINING, "--data_dir", data, "--output_dir", run]
+        command += ["--push_to_hub", "--hub_model_id", repo, "--hub_private_repo"]
+        steps.script("train a quickstart and push it as private", command)
+    scores = folder / "scores"
+    command = ["score.py", "--model", run, "--data_dir", data, "--output_dir", scores]
+    steps.script("score its test clips", [*command, "--num_resamples", 0])
+    command = ["-m", "nearfar.hub", "push", run, repo, "--private", "--tag", "v1"]
+    steps.script(
+        "push again, with the scores in the card, as tag v1", [*command, "--scores", scores]
+    )
+
+    machine, wav, due = scored_clip(scores, data)
+    job = {"repo": repo, "machine": machine, "wav": str(wav), "enroll": None}
+    normal = sorted(str(path) for path in wav.parents[1].glob("train/*.wav"))
+    found = steps.client(
+        "load in all ways, score a wav, enroll a machine, push it",
+        job | {"revisions": ["v1"], "enroll": ENROLLED, "normal": normal},
+    )
+    later = steps.client("load what was pushed", job | {"revisions": ["v1", "enrolled"]})
+    offline = steps.client(
+        "load both without a network", job | {"revisions": ["v1", "enrolled"]}, offline=True
+    )
+    check(found, later, offline, machine=machine, due=due)
+    score = found["v1"]["verdict"]["anomaly_score"]
+    return [
+        *steps.lines,
+        f"{wav.name} of {machine}: {score:.7f} from the Hub, {due:.7f} by score.py",
+        f"enrolled {found['enrolled'][0]}: {found['enrolled'][1]} windows, "
+        f"{'; '.join(found['enrolled'][2]) or 'nothing to note'}",
+    ]
+
+
+def check(
+    found: Mapping[str, Any],
+    later: Mapping[str, Any],
+    offline: Mapping[str, Any],
+    *,
+    machine: str,
+    due: float,
+) -> None:
+    """Raise ValueError where anything differs from what it has to be."""
+    local = f"local/{ENROLLED}/00"
+    laws = {
+        "only what was allowed was imported": found["packages"] == [],
+        "the code is the checkpoint's": found["v1"]["modules"] == ["transformers_modules"],
+        "the wav scores as by score.py": abs(found["v1"]["verdict"]["anomaly_score"] - due)
+        <= TOLERANCE,
+        "embedding and bank give the pipeline's score": abs(found["v1"]["from_embedding"] - due)
+        <= TOLERANCE,
+        "the head embeds as the base": found["v1"]["head_embeds_alike"],
+        "it gives a verdict": isinstance(found["v1"]["verdict"]["anomalous"], bool),
+        "the endpoint answers alike": found["answer"] == found["v1"]["verdict"],
+        "v1 stayed as it was": later["v1"] == found["v1"],
+        "the enrolled machine arrived": local in later["enrolled"]["machines"],
+        "the others stayed": set(later["v1"]["machines"]) < set(later["enrolled"]["machines"]),
+        "they score as before": later["enrolled"]["verdict"] == found["v1"]["verdict"],
+        "offline is as online": offline == later,
+        "the machine is known": machine in found["v1"]["machines"],
+    }
+    if broken := [law for law, holds in laws.items() if not holds]:
+        raise ValueError(f"These do not hold: {broken}; found {found}, {later}, {offline}.")
+
+
+def scored_clip(scores: Path, data: Path) -> tuple[str, Path, float]:
+    """Return a test clip: its machine, its file, and the score that score.py gave it."""
+    with (scores / "scores.csv").open(encoding="utf-8", newline="") as file:
+        row = next(csv.DictReader(file))
+    machine_type = row["machine"].split("/")[1]
+    [wav] = data.rglob(f"{machine_type}/test/{row['file_name']}")
+    return row["machine"], wav, float(row["anomaly_score"])
+
+
+def minimal_packages(folder: Path) -> Path:
+    """Link what transformers, torch and soundfile need, and nothing else, into a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for dist in requirement_closure(NEEDED):
+        for file in dist.files or ():
+            top = file.parts[0]
+            source = Path(str(dist.locate_file(top)))
+            link = folder / top
+            if top not in ("..", "__pycache__") and source.exists() and not link.is_symlink():
+                link.symlink_to(source)
+    return folder
+
+
+def requirement_closure(names: Sequence[str]) -> list[Distribution]:
+    """Return installed distributions and all that they require."""
+    found: dict[str, Distribution] = {}
+    waiting = list(names)
+    while waiting:
+        name = waiting.pop().lower().replace("_", "-")
+        if name in found:
+            continue
+        try:
+            found[name] = distribution(name)
+        except PackageNotFoundError:  # of another platform, or optional
+            continue
+        for text in found[name].requires or ():
+            requirement = Requirement(text)
+            if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+                waiting.append(requirement.name)
+    return list(found.values())
+
+
+if __name__ == "__main__":
+    script(main)
