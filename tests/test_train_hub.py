@@ -85,7 +85,7 @@ def test_who_may_not_push_learns_it_before_training(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(train, "load_clips", lambda *_: pytest.fail("it went on"))
+    monkeypatch.setattr(train, "training_clips", lambda *_: pytest.fail("it went on"))
     arguments = ["--data_dir", factory_dir, "--output_dir", tmp_path / "mine", *TINY_RECIPE]
     arguments += ["--push_to_hub", *(() if token is None else ("--hub_token", token))]
     with pytest.raises(PermissionError, match=message):
