@@ -11,8 +11,15 @@ from nearfar.training_arguments import TrainArguments
 
 def build_encoder(args: TrainArguments) -> Any:  # noqa: ANN401 - one of ENCODERS
     """Return the encoder that the recipe is made for."""
-    check_encoder(args)
-    due, encoder = args.encoder_type, load_encoder(args)
+    due = args.encoder_type
+    if due is not None and args.encoder_checkpoint is None and args.encoder_config is None:
+        raise ValueError(
+            f"This recipe takes a pre-trained encoder of type {due!r}, but encoder_checkpoint is "
+            "missing. Give the authors' .pt file or a folder made by `python -m "
+            "modeling.convert_original` (a noise-aware one: by distill.py); or encoder_config, for "
+            "one from scratch."
+        )
+    encoder = load_encoder(args)
     if due is not None and encoder.config.model_type != due:
         raise ValueError(
             f"This recipe takes an encoder of type {due!r}, but encoder_checkpoint or "
@@ -20,28 +27,6 @@ def build_encoder(args: TrainArguments) -> Any:  # noqa: ANN401 - one of ENCODER
             "another recipe."
         )
     return encoder
-
-
-def check_encoder(args: TrainArguments) -> None:
-    """Raise unless there is an encoder to load, or a description of one; see `build_encoder`.
-
-    Raises:
-        ValueError: The recipe is made for a pre-trained encoder, and none is given.
-        FileNotFoundError: Its checkpoint is not there.
-    """
-    due, path = args.encoder_type, args.encoder_checkpoint
-    if due is not None and path is None and args.encoder_config is None:
-        raise ValueError(
-            f"This recipe takes a pre-trained encoder of type {due!r}, but encoder_checkpoint is "
-            "missing. Give the authors' .pt file or a folder made by `python -m "
-            "modeling.convert_original` (a noise-aware one: by distill.py); or encoder_config, for "
-            "one from scratch."
-        )
-    if path is not None and not path.exists():
-        raise FileNotFoundError(
-            f"There is no encoder checkpoint {path}. Give the authors' .pt file or a folder made "
-            "by `python -m modeling.convert_original`."
-        )
 
 
 def load_encoder(args: TrainArguments) -> Any:  # noqa: ANN401 - one of ENCODERS
@@ -56,6 +41,11 @@ def load_encoder(args: TrainArguments) -> Any:  # noqa: ANN401 - one of ENCODERS
                 f"encoder_config: model_type={name!r} is not one of {sorted(ENCODERS)}."
             )
         return ENCODERS[name](AutoConfig.for_model(name, **config))
+    if not path.exists():
+        raise FileNotFoundError(
+            f"There is no encoder checkpoint {path}. Give the authors' .pt file or a folder made "
+            "by `python -m modeling.convert_original`."
+        )
     if args.encoder_config is not None:
         raise ValueError("Give encoder_checkpoint or encoder_config, not both.")
     if path.is_file():

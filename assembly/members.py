@@ -1,14 +1,17 @@
 """The members of a fusion: what each is trained with, and whether that was done before."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 from accelerate import PartialState
+from huggingface_hub.errors import StrictDataclassError
 
-from assembly.encoders import check_encoder
+from assembly.encoders import build_encoder
+from assembly.models import asd_config
 from assembly.smoke import at_tiny_size
 from assembly.training_clips import training_clips
 from modeling.calibration import check_rule
@@ -19,6 +22,7 @@ from nearfar.evaluation import METRICS_FILE
 from nearfar.files import read_json
 from nearfar.fusion_options import Member, by_encoder_type, read_members
 from nearfar.hub import RUN_FILE, read_run
+from nearfar.proxy_labels import ProxyLabels
 from nearfar.training_arguments import (
     FUSION_ARGUMENTS,
     LOCAL_ARGUMENTS,
@@ -77,6 +81,7 @@ def member_arguments(args: TrainArguments, given: Mapping[str, Any]) -> list[Tra
         if args.smoke:
             one = at_tiny_size(one, given)
         made.append(_checked(args, member, one))
+    _check_models(made)
     return made
 
 
@@ -120,14 +125,33 @@ def _checked(fusion: TrainArguments, member: Member, args: TrainArguments) -> Tr
     try:
         check_arguments(args)
         check_rule(args.threshold, args.threshold_quantile)
-        if args.kind == "model":
-            check_encoder(args)
     except ValueError as error:
         raise ValueError(f"Member {member.name}: {error}") from error
     saved = any(args.state_dir.glob(f"{STATE_PREFIX}*")) or latest_checkpoint(args.state_dir)
     if fusion.resume_from_checkpoint is not None and saved:
         args.resume_from_checkpoint = "latest"
     return args
+
+
+def _check_models(members: Sequence[TrainArguments]) -> None:
+    """Load every encoder and describe every model once, lest the last member fail after hours.
+
+    Raises:
+        ValueError: A checkpoint is of another kind, or an option unknown to its part.
+    """
+    encoders: dict[str, Any] = {}
+    labels = ProxyLabels(("a", "b"), np.arange(2), np.ones(2, dtype=bool))
+    for member in members:
+        if member.kind != "model":
+            continue
+        source = f"{member.encoder_checkpoint} {member.encoder_config} {member.encoder_type}"
+        try:
+            if source not in encoders:
+                encoders[source] = build_encoder(member)
+            asd_config(member, encoders[source], labels)
+        except (ValueError, StrictDataclassError) as error:
+            said = error.__cause__ if isinstance(error, StrictDataclassError) else error
+            raise ValueError(f"Member {member.output_dir.name}: {said}") from error
 
 
 def _encoder_type(values: Mapping[str, Any]) -> str:

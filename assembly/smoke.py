@@ -8,6 +8,7 @@ from typing import Any
 from accelerate import Accelerator, PartialState
 
 from assembly.scorers import load_scorer, load_test_clips, scored_by
+from assembly.tiny_encoders import TINY_ENCODERS
 from data_scripts.factory import simulate_factory
 from nearfar.evaluation import evaluate_scores
 from nearfar.metric_tables import format_metrics
@@ -16,32 +17,6 @@ from nearfar.training_arguments import TrainArguments
 
 logger = logging.getLogger(__name__)
 
-TINY_ENCODERS: dict[str, dict[str, int]] = {  # model type -> the smallest that has every part
-    "nearfar_beats": {
-        "hidden_size": 32,
-        "num_attention_heads": 2,
-        "intermediate_size": 64,
-        "patch_embedding_size": 16,
-        "conv_position_kernel": 8,
-        "conv_position_groups": 4,
-        "num_buckets": 32,
-        "max_distance": 64,
-    },
-    "nearfar_eat": {
-        "hidden_size": 32,
-        "num_attention_heads": 2,
-        "intermediate_size": 64,
-        "max_length": 16,
-    },
-    "nearfar_fisher": {
-        "hidden_size": 32,
-        "num_attention_heads": 2,
-        "intermediate_size": 64,
-        "max_length": 32,
-        "max_freq": 8,
-    },
-}
-LEAST_LAYERS = 2
 MOST = {  # kind -> of these a smoke run takes no more
     "model": {
         "max_steps": 2,
@@ -110,8 +85,9 @@ def tiny_encoder(args: TrainArguments) -> dict[str, Any]:
     """Return the configuration of the smallest encoder of the recipe's type, as deep as it must."""
     config: Any = args.encoder_config or {}
     model_type = args.encoder_type or config.get("model_type") or "nearfar_beats"
-    depth = max(LEAST_LAYERS, *(args.layers or [0]), args.trainable_layers or 0)
-    return TINY_ENCODERS[model_type] | {"model_type": model_type, "num_hidden_layers": depth}
+    tiny = TINY_ENCODERS[model_type]
+    depth = max(tiny["num_hidden_layers"], *(args.layers or [0]), args.trainable_layers or 0)
+    return tiny | {"num_hidden_layers": depth}
 
 
 def score_smoke(args: TrainArguments) -> None:

@@ -22,6 +22,7 @@ from tests.scripts import run_script, weights
 from tests.tiny import TINY_EAT, TINY_ENCODER
 
 BASE = {"train_batch_size": 8, "held_out_share": 0.2, "seed": 5, "label_parts": ["composite"]}
+TYPO = {"head_options": {"margn": 0.2}}
 RECIPES: dict[str, dict[str, Any]] = {
     "one": BASE | {"encoder_type": "nearfar_beats"},
     "other": BASE | {"encoder_type": "nearfar_eat", "pooling": "cls"},
@@ -205,6 +206,18 @@ def test_a_member_trained_on_other_clips_is_not_taken(
             {},
             ["--encoder_checkpoints", "nearfar_eat=nowhere.pt"],
             "There is no encoder checkpoint nowhere.pt",
+        ),
+        (
+            "fused",
+            {},
+            ["--encoder_config", json.dumps(TINY_ENCODER), "--encoder_configs", "{}"],
+            "Member other: .* takes an encoder of type 'nearfar_eat', but .* a 'nearfar_beats'",
+        ),
+        (
+            "fused",
+            {"members": [{"recipe": "one"}, {"recipe": "one", "name": "b", "overrides": TYPO}]},
+            ["--weights", 0.5, 0.5],
+            r"Member b: head_options \['margn'\] are unknown",
         ),
         ("one", {"weights": [0.5, 0.5]}, [], r"kind='model' does not read \['weights'"),
         (

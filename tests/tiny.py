@@ -1,33 +1,9 @@
-"""The smallest encoders that have every part of a BEATs, an EAT and a FISHER; for all tests."""
+"""The smallest encoders, by the names that tests use."""
 
-TINY_ENCODER = {
-    "model_type": "nearfar_beats",
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 64,
-    "patch_embedding_size": 16,
-    "conv_position_kernel": 8,
-    "conv_position_groups": 4,
-    "num_buckets": 32,
-    "max_distance": 64,
-}
-TINY_EAT = {
-    "model_type": "nearfar_eat",
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 64,
-    "max_length": 16,
-}
-TINY_FISHER = {
-    "model_type": "nearfar_fisher",
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 64,
-    "max_length": 32,
-    "max_freq": 8,
-}
-TINY_NOISE_AWARE = {"model_type": "nearfar_noise_aware", "encoder_config": TINY_EAT}
+from assembly.tiny_encoders import TINY_ENCODERS
+
+TINY_ENCODER = TINY_ENCODERS["nearfar_beats"]
+TINY_EAT = TINY_ENCODERS["nearfar_eat"]
+TINY_FISHER = TINY_ENCODERS["nearfar_fisher"]
+TINY_NOISE_AWARE = TINY_ENCODERS["nearfar_noise_aware"]
 ENCODERS = {"beats": TINY_ENCODER, "eat": TINY_EAT, "fisher": TINY_FISHER}
