@@ -82,6 +82,11 @@ class ModelScorer:
     recipe: dict[str, Any]
     metrics: dict[str, Any]
 
+    @property
+    def machines(self) -> list[str]:
+        """Those of the bank."""
+        return self.bank.machines
+
     def check_machines(self, machines: Iterable[str]) -> None:
         """Raise KeyError naming the first machine that the bank does not hold."""
         for machine in sorted(set(machines)):
@@ -125,7 +130,17 @@ def main() -> None:
     check_arguments(args)
     if args.fuse is not None and any((folder / RUN_FILE).is_file() for folder in args.fuse):
         fusion, search = stated_fusion(args)
-        write_fusion_run(args.output_dir, args.fuse, fusion, search=search)
+        members = [load_scorer(folder) for folder in args.fuse]
+        scorer = FusionScorer(members, fusion, calibrate)
+        calibrations = {name: scorer.calibration(name) for name in scorer.machines}
+        write_fusion_run(
+            args.output_dir,
+            args.fuse,
+            fusion,
+            search=search,
+            calibrations=calibrations,
+            frozen_encoder=scorer.metrics["frozen_encoder"],
+        )
         print(f"written to {args.output_dir}")  # noqa: T201 - the script's answer
         return
     accelerator = Accelerator()

@@ -8,7 +8,11 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from nearfar.calibration_card import false_alarm_section
+from nearfar.evaluation import METRICS_FILE
+from nearfar.false_alarms import untouched_false_alarms
 from nearfar.files import read_json, whole_folder, write_json
+from nearfar.fused_scores import Calibrated
 from nearfar.fusion import ScoreFusion
 from nearfar.hub import FORMAT_VERSION, RUN_FILE, read_run
 
@@ -23,6 +27,8 @@ def write_fusion_run(
     fusion: ScoreFusion,
     *,
     search: Mapping[str, Any] | None = None,
+    calibrations: Mapping[str, Calibrated] | None = None,
+    frozen_encoder: bool = False,
 ) -> None:
     """Write a run folder of kind "fusion", complete in itself.
 
@@ -35,7 +41,21 @@ def write_fusion_run(
         fusion: Its weights and normalisation; the scale of a member is found from the member's
             own calibration clips when it is loaded.
         search: How the weights were found, `WeightSearch.describe`; None for stated ones.
+        calibrations: Of each machine, by fused scores, for the false alarms in the card.
+        frozen_encoder: Whether no member's encoder was trained.
     """
+    calibrations = calibrations or {}
+    alarms = [row._asdict() for row in untouched_false_alarms(calibrations)]
+    origins = {(calibration.rule or {}).get("scores", "") for calibration in calibrations.values()}
+    tuned_folds = not frozen_encoder and any("cross_fitted" in origin for origin in origins)
+    metrics: dict[str, Any] = {
+        "official_score": None,  # score.py gives it
+        "machines": {},
+        "seed": None,
+        "recipe": None,
+        "frozen_encoder": frozen_encoder,
+        "false_alarms": alarms,
+    }
     names = [f"{number}_{member.resolve().name}" for number, member in enumerate(members, start=1)]
     for member in members:
         read_run(member)
@@ -48,7 +68,10 @@ def write_fusion_run(
                 ignore=_LEFT_OUT,
             )
         write_fusion(partial, names, fusion, search=search)
-        (partial / "README.md").write_text(_card(names, fusion, search), encoding="utf-8")
+        write_json(partial / METRICS_FILE, metrics)
+        false_alarms = false_alarm_section(alarms, tuned_folds=tuned_folds)
+        card = _card(names, fusion, search, false_alarms)
+        (partial / "README.md").write_text(card, encoding="utf-8")
         described = {
             "format_version": FORMAT_VERSION,
             "kind": "fusion",
@@ -101,7 +124,12 @@ def _link(source: str, target: str) -> str:
     return target
 
 
-def _card(names: Sequence[str], fusion: ScoreFusion, search: Mapping[str, Any] | None) -> str:
+def _card(
+    names: Sequence[str],
+    fusion: ScoreFusion,
+    search: Mapping[str, Any] | None,
+    false_alarms: str,
+) -> str:
     template = importlib.resources.files("nearfar").joinpath("fusion_card_template.md")
     rows = [
         f"| `{MEMBERS_FOLDER}/{name}` | {weight:.4g} |"
@@ -121,4 +149,5 @@ def _card(names: Sequence[str], fusion: ScoreFusion, search: Mapping[str, Any] |
         members="\n".join(rows),
         normalization=fusion.normalization,
         found=found,
+        false_alarms=false_alarms,
     )
