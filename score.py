@@ -20,6 +20,7 @@ from nearfar.fusion_run import write_fusion_run
 from nearfar.hub import RUN_FILE
 from nearfar.metric_tables import PrintAs, format_metrics
 from nearfar.score_folder import Scored, write_scores
+from nearfar.scorers import FusionScorer
 
 logger = logging.getLogger("nearfar.score")
 
@@ -60,7 +61,17 @@ def main() -> None:
     check_arguments(args)
     if args.fuse is not None and any((folder / RUN_FILE).is_file() for folder in args.fuse):
         fusion, search = stated_fusion(args)
-        write_fusion_run(args.output_dir, args.fuse, fusion, search=search)
+        members = [load_scorer(folder) for folder in args.fuse]
+        scorer = FusionScorer(members, fusion, calibrate)
+        calibrations = {name: scorer.calibration(name) for name in scorer.machines}
+        write_fusion_run(
+            args.output_dir,
+            args.fuse,
+            fusion,
+            search=search,
+            calibrations=calibrations,
+            metrics=scorer.metrics,
+        )
         print(f"written to {args.output_dir}")  # noqa: T201 - the script's answer
         return
     accelerator = Accelerator()

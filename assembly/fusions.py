@@ -7,7 +7,7 @@ import numpy as np
 from accelerate import Accelerator
 from datasets import Dataset
 
-from assembly.scorers import ModelScorer, load_scorer, load_test_clips
+from assembly.scorers import ModelScorer, calibrate, load_scorer, load_test_clips
 from assembly.training_clips import training_clips
 from data_scripts.near_far import decoded
 from modeling import DETECTORS, ReferenceBank
@@ -20,6 +20,7 @@ from nearfar.fused_scores import paired_tables
 from nearfar.fusion import ScoreFusion
 from nearfar.fusion_options import stated_weights
 from nearfar.fusion_run import write_feature_fusion_run, write_fusion_run
+from nearfar.scorers import FusionScorer
 from nearfar.training_arguments import FUSION_ARGUMENTS, TrainArguments, resolved_recipe
 
 # What members must have in common for their embeddings of a clip to be joined.
@@ -69,10 +70,15 @@ def fuse_scores(
     if fusion is None:
         fusion, search = search_on_development_clips(args, members, accelerator)
     if accelerator.is_main_process:
-        metrics = shared_metrics(args, members)
-        recipe = fusion_recipe(args)
+        scorer = FusionScorer([load_scorer(folder) for folder in folders], fusion, calibrate)
         write_fusion_run(
-            args.output_dir, folders, fusion, search=search, recipe=recipe, metrics=metrics
+            args.output_dir,
+            folders,
+            fusion,
+            search=search,
+            recipe=fusion_recipe(args),
+            metrics=shared_metrics(args, members),
+            calibrations={name: scorer.calibration(name) for name in scorer.machines},
         )
         print(f"{args.output_dir}: {len(members)} members, weights {list(fusion.weights)}")  # noqa: T201 - the script's answer
 

@@ -49,6 +49,11 @@ class ModelScorer:
     recipe: dict[str, Any]
     metrics: dict[str, Any]
 
+    @property
+    def machines(self) -> list[str]:
+        """Those of the bank."""
+        return self.bank.machines
+
     def check_machines(self, machines: Iterable[str]) -> None:
         """Raise KeyError naming the first machine that the bank does not hold."""
         for machine in sorted(set(machines)):
@@ -105,6 +110,11 @@ class FeatureFusionScorer:
     def recipe(self) -> dict[str, Any]:
         """The first member's."""
         return self.members[0].recipe
+
+    @property
+    def machines(self) -> list[str]:
+        """Those of the bank."""
+        return self.bank.machines
 
     def check_machines(self, machines: Iterable[str]) -> None:
         """Raise KeyError naming the first machine that the bank does not hold."""

@@ -1,10 +1,11 @@
 """Which detector, with which normalisation? On factories that nothing was tuned on.
 
 A small BEATs is pre-trained as in benchmarks.lora. Then, for each factory seed, the encoder as it
-is and the same one fine-tuned by LoRA embed every clip once, in three channels with bands kept, and
-every detector is fitted to the references and scores the test clips. Last, two fusions of detectors
-are searched for weights, nested and optimistic. What is done is not done again; a detector that is
-new is run on the embeddings that are there. Whether thresholds keep their word is told by
+is and the same one fine-tuned by LoRA embed every clip once in three channels, the former with
+bands kept, the latter as it was trained to be scored: projected, all bands in one vector. Every
+detector is fitted to the references and scores the test clips. Last, two fusions of detectors are
+searched for weights, nested and optimistic. What is done is not done again; a detector that is new
+is run on the embeddings that are there. Whether thresholds keep their word is told by
 benchmarks.calibration.
 
 python -m benchmarks.detectors --output_dir runs/detectors
@@ -37,16 +38,38 @@ from nearfar.hub import RUN_FILE
 from nearfar.weight_search import search_weights
 
 CHALLENGE = [*FACTORY, "--preset", "challenge"]
-SYSTEMS = {"frozen": lora.SYSTEMS["frozen"], "fine-tuned": lora.SYSTEMS["LoRA"]}
 CHANNELS = ["near", "far", "residual"]  # the views of every embedding, in this order
-HEARD: dict[str, Any] = {  # what is embedded, whatever training looked at
-    "channels": CHANNELS,
-    "scored_embedding": "pooled",
-    "scored_pooling": "mean",
-    "scored_pooling_options": {"keep_bands": True},
-}
 EMBEDDINGS_FILE, CLIPS_FILE, RESULT = "embeddings.safetensors", "clips.json", "detectors.json"
 FUSION_STEP = 0.1
+
+
+class System(NamedTuple):
+    """What embeds the clips.
+
+    Attributes:
+        training: Options of train.py.
+        heard: What of its configuration is another one than in training.
+        bands: Which `Case.bands` its embeddings allow.
+    """
+
+    training: list[Any]
+    heard: dict[str, Any]
+    bands: Sequence[str] = ("joined",)
+
+
+SYSTEMS = {
+    "frozen": System(
+        lora.SYSTEMS["frozen"],
+        {
+            "channels": CHANNELS,
+            "scored_embedding": "pooled",
+            "scored_pooling": "mean",
+            "scored_pooling_options": {"keep_bands": True},
+        },
+        ("joined", "kept"),
+    ),
+    "fine-tuned": System(lora.SYSTEMS["LoRA"], {"channels": CHANNELS}),
+}
 
 
 class Case(NamedTuple):
@@ -167,19 +190,21 @@ def embed_seed(
         if not (run / RUN_FILE).is_file():
             train = [*TRAIN, "--data_dir", data, "--output_dir", run, "--seed", seed]
             train += ["--encoder_config", "none", "--encoder_checkpoint", encoder]
-            steps.append([*train, *SYSTEMS[name]])
+            steps.append([*train, *SYSTEMS[name].training])
     run_steps(steps, cache)
     sets = load_near_far(data, subsets=["dev"], cache_dir=cache)
     for name, run in runs.items():
-        embed_system(run, sets, folder / name)
+        embed_system(run, SYSTEMS[name].heard, sets, folder / name)
     shutil.rmtree(cache, ignore_errors=True)
     for used in () if keep_data else (data, *runs.values()):
         shutil.rmtree(used)
 
 
-def embed_system(run: Path, sets: Mapping[str, Any], folder: Path) -> None:
+def embed_system(
+    run: Path, heard: Mapping[str, Any], sets: Mapping[str, Any], folder: Path
+) -> None:
     """Write a system's embeddings of training and test clips, and which clips they are."""
-    described = AsdConfig.from_pretrained(run).to_dict() | HEARD
+    described = AsdConfig.from_pretrained(run).to_dict() | dict(heard)
     model = AsdModel.from_pretrained(run, config=AsdConfig.from_dict(described)).eval()
     extractor, bank = AsdFeatureExtractor.from_pretrained(run), ReferenceBank.from_pretrained(run)
     held_out = {name: set(bank.calibration(name).file_names) for name in bank.machines}
@@ -199,12 +224,21 @@ def embed_system(run: Path, sets: Mapping[str, Any], folder: Path) -> None:
     write_json(folder / CLIPS_FILE, rows)  # last: it says that all is there
 
 
+def cases_of(system: str, cases: Sequence[str]) -> list[str]:
+    """Return the cases that a system's embeddings allow."""
+    return [name for name in cases if CASES[name].bands in SYSTEMS[system].bands]
+
+
 def measure_seed(cases: Sequence[str], folder: Path) -> dict[str, Any]:
     """Return `systems` (system -> case -> metrics) and `fusions`, measured where not there yet."""
     path = folder / RESULT
     result: dict[str, Any] = read_json(path) if path.is_file() else {"systems": {}, "fusions": {}}
     pending = {
-        system: [name for name in cases if name not in result["systems"].get(system, {})]
+        system: [
+            name
+            for name in cases_of(system, cases)
+            if name not in result["systems"].get(system, {})
+        ]
         for system in SYSTEMS
     }
     if not any(pending.values()) and result["fusions"].keys() == FUSIONS.keys():
@@ -292,7 +326,7 @@ def format_detectors(cases: Sequence[str], results: Sequence[Mapping[str, Any]])
                     for result in results
                 ]
             )
-            for name in cases
+            for name in cases_of(system, cases)
         }  # (seeds, 4) each
         for name, values in by_case.items():
             mean = 100 * values.mean(axis=0)

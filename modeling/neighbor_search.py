@@ -7,16 +7,12 @@ float32 could have ruled out a neighbour is searched again in float64.
 
 import math
 from collections.abc import Callable
-from typing import Literal
+from functools import cache
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-try:
-    import faiss
-except ImportError:  # the matrix product finds the same
-    faiss = None
 
 # "cosine" is 1 - cos in [0, 2]; "euclidean" takes lengths into account; "unit_euclidean" is the
 # Euclidean distance of vectors of length 1, the root of twice the cosine distance.
@@ -67,7 +63,7 @@ class ReferenceIndex:
     """
 
     def __init__(self, references: Tensor, metric: Metric, *, backend: Backend = "fastest") -> None:
-        if backend == "faiss" and faiss is None:
+        if backend == "faiss" and faiss_module() is None:
             raise ImportError("backend='faiss' needs FAISS: pip install 'nearfar[large]'.")
         self.references = references
         self.metric: Metric = metric
@@ -162,7 +158,7 @@ class ReferenceIndex:
 
         The order of distances is that of |y|^2 / 2 - q.y, or of -q.y for unit vectors. A product of
         n terms is off by more than 4 sqrt(n) 2^-24 |q||y| only where rounding errors conspire
-        (Higham and Mary, 2019).
+        (Higham and Mary, 2019); the squared lengths that FAISS adds are off likewise.
         """
         flat = query.float().flatten(1)
         if hidden is None and self._takes_faiss(len(flat)):
@@ -202,6 +198,7 @@ class ReferenceIndex:
     def _faiss_keys(self, flat: Tensor, few: int) -> tuple[Tensor, Tensor]:
         """Return what `_product_keys` does, within rounding, by FAISS."""
         euclidean = self.metric == "euclidean"
+        faiss = faiss_module()
         measured, found = faiss.knn(
             flat.numpy(),
             self.references.flatten(1).numpy(),
@@ -219,12 +216,13 @@ class ReferenceIndex:
         It reads the references where they are, which must then lie one behind the other: a copy of
         a large bank would cost more than FAISS gains.
         """
-        if self.backend == "torch" or faiss is None or not self.references.is_contiguous():
+        if self.backend == "torch" or not self.references.is_contiguous():
             return False
         return self.backend == "faiss" or (
             num_clips <= FAISS_CLIPS
             and len(self) >= FAISS_REFERENCES
             and torch.get_num_threads() <= FAISS_THREADS
+            and faiss_module() is not None
         )
 
     def _measure(
@@ -260,6 +258,16 @@ class ReferenceIndex:
             blocks = self.references.flatten(1).split(REFERENCE_BLOCK)
             self._half_squares = torch.cat([block.square().sum(dim=1) / 2 for block in blocks])
         return self._half_squares
+
+
+@cache
+def faiss_module() -> Any:  # noqa: ANN401 - a module, of an extra
+    """Return FAISS, or None where it is not installed; loading it takes a quarter of a second."""
+    try:
+        import faiss
+    except ImportError:  # the matrix product finds the same
+        return None
+    return faiss
 
 
 def _as_measured(clips: Tensor, metric: Metric) -> Tensor:

@@ -7,13 +7,13 @@ HELD_OUT = """\
 {num_calibration} other normal clips, of neither training nor bank, set the thresholds."""
 CROSS_FITTED = """\
 The thresholds are cross-fitted: {num_folds} more encoders were trained by the same recipe, each
-without one {num_folds}th of the references, whose clips it then scored by a bank without them. So
-{num_calibration} scores set the thresholds, each of an encoder and a bank that did not know the
-clip. The encoder of this checkpoint is another one, trained on all references: the thresholds hold
-as far as its scores have the scale of the others'."""
+without one of {num_folds} parts of the references, whose clips it then scored by a bank without
+them. So {num_calibration} scores set the thresholds, each of an encoder and a bank that did not
+know the clip. The encoder of this checkpoint is another one, trained on all references: the
+thresholds hold as far as its scores have the scale of the others'."""
 CROSS_FITTED_FROZEN = """\
 The thresholds are cross-fitted: the encoder is frozen, and {num_calibration} references were each
-scored by a bank without the {num_folds}th that it belongs to."""
+scored by a bank without its part, one of {num_folds}."""
 LEFT_OUT = """\
 No clip was held out: the encoder is frozen, and each reference was scored by the others to set the
 thresholds."""
@@ -50,24 +50,22 @@ def calibration_sentence(recipe: Mapping[str, Any], metrics: Mapping[str, Any]) 
     return LEFT_OUT if frozen else NONE
 
 
-def false_alarm_section(recipe: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
+def false_alarm_section(rows: Sequence[Mapping[str, Any]], *, tuned_folds: bool) -> str:
     """Return the measured false alarms, for the card.
 
     Args:
-        recipe: All arguments of the run.
-        metrics: Its `metrics.json`, whose `false_alarms` has `FalseAlarmRate._asdict()` of each.
+        rows: `FalseAlarmRate._asdict()` of each, from `untouched_false_alarms`.
+        tuned_folds: Whether the scores were cross-fitted by encoders that were trained.
     """
-    rows = metrics.get("false_alarms") or []
     if not rows:
         return "Not measured: there are no two calibration clips of one machine."
     lines: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for row in rows:
         lines.setdefault((row["machine"], row["domain"]), []).append(row)
     nominal = sorted({row["nominal"] for row in rows})
-    tuned = recipe.get("calibration") == "cross_fitted" and not metrics["frozen_encoder"]
     text = FALSE_ALARMS.format(
         num_calibration=_num_judged(rows),
-        caveat=CAVEAT if tuned else "",
+        caveat=CAVEAT if tuned_folds else "",
         heads=" | ".join(f"at nominal {100 * rate:g} %" for rate in nominal),
         rules=" | ".join("---" for _ in nominal),
     )

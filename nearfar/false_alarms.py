@@ -4,12 +4,13 @@ For reports only: nothing is fitted to these clips.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from scipy.stats import binomtest
 
+from nearfar.fused_scores import Calibrated
 from nearfar.schema import DOMAINS
 from nearfar.score_table import ScoreTable
 
@@ -43,38 +44,7 @@ class FalseAlarmRate(NamedTuple):
     high: float
 
 
-class UntouchedPValues(Protocol):
-    """P-values of calibration clips, each by clips that it is not one of."""
-
-    @property
-    def p_values(self) -> ArrayLike:
-        """(N,), NaN for a clip alone."""
-
-    @property
-    def num_others(self) -> ArrayLike:
-        """(N,) by how many clips each was judged."""
-
-
-class CalibrationClips(Protocol):
-    """The part of a `modeling.Calibration` that tells how often its clips raise an alarm."""
-
-    @property
-    def anomaly_scores(self) -> ArrayLike:
-        """(N,)."""
-
-    @property
-    def file_names(self) -> Sequence[str | None]:
-        """N base names."""
-
-    @property
-    def domains(self) -> Sequence[str | None]:
-        """N times "source", "target" or None."""
-
-    def untouched_p_values(self) -> UntouchedPValues:
-        """Return the p-value of each clip by clips that are not of its part."""
-
-
-def untouched_false_alarms(calibrations: Mapping[str, CalibrationClips]) -> list[FalseAlarmRate]:
+def untouched_false_alarms(calibrations: Mapping[str, Calibrated]) -> list[FalseAlarmRate]:
     """Return the false alarms among calibration clips, none of which judged itself.
 
     For a report without test clips: the clips are dealt to five parts, and those of each are judged

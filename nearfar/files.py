@@ -42,13 +42,17 @@ def whole_folder(folder: Path, *, last: str | None = None) -> Iterator[Path]:
 
 
 def _follow_umask(folder: Path) -> None:
-    """Let others read what a library wrote for its owner alone, as the umask would have it."""
+    """Let others read what a library wrote for its owner alone, as the umask would have it.
+
+    What is a link to a file elsewhere is left alone: its owner may have meant it.
+    """
     probe = folder / ".mode"
     probe.touch()
     mode = probe.stat().st_mode
     probe.unlink()
     for path in folder.rglob("*"):
-        if path.is_file() and stat.S_IMODE(path.stat().st_mode) == stat.S_IRUSR | stat.S_IWUSR:
+        found = path.lstat()
+        if found.st_mode == stat.S_IFREG | stat.S_IRUSR | stat.S_IWUSR and found.st_nlink == 1:
             path.chmod(mode)
 
 

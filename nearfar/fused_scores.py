@@ -36,6 +36,18 @@ class PValue(Protocol):
         """The smallest that it could be."""
 
 
+class Untouched(Protocol):
+    """P-values of calibration clips, each by clips that it is not one of."""
+
+    @property
+    def p_values(self) -> Any:  # noqa: ANN401 - a Tensor, or what makes an array
+        """(N,), NaN for a clip alone."""
+
+    @property
+    def num_others(self) -> Any:  # noqa: ANN401 - likewise
+        """(N,) by how many clips each was judged."""
+
+
 class Calibrated(Protocol):
     """A machine's calibration clips and what they say, as `modeling.Calibration`."""
 
@@ -64,6 +76,9 @@ class Calibrated(Protocol):
 
     def domain_p_values(self, anomaly_score: float) -> Mapping[str, PValue]:
         """Return the p-value of one score in each domain that has calibration clips."""
+
+    def untouched_p_values(self) -> Untouched:
+        """Return the p-value of each calibration clip by clips that are not of its part."""
 
 
 class Verdicts(NamedTuple):

@@ -10,7 +10,11 @@ from typing import Any
 
 import yaml
 
+from nearfar.calibration_card import false_alarm_section
+from nearfar.evaluation import METRICS_FILE
+from nearfar.false_alarms import untouched_false_alarms
 from nearfar.files import read_json, whole_folder, write_json
+from nearfar.fused_scores import Calibrated
 from nearfar.fusion import ScoreFusion
 from nearfar.hub import FORMAT_VERSION, RUN_FILE, read_run
 
@@ -27,6 +31,7 @@ def write_fusion_run(
     search: Mapping[str, Any] | None = None,
     recipe: Mapping[str, Any] | None = None,
     metrics: Mapping[str, Any] | None = None,
+    calibrations: Mapping[str, Calibrated] | None = None,
 ) -> None:
     """Write a run folder of kind "fusion", complete in itself.
 
@@ -40,13 +45,22 @@ def write_fusion_run(
             own calibration clips when it is loaded.
         search: How the weights were found, `WeightSearch.describe`; None for stated ones.
         recipe: The fusion's own arguments, where train.py made it.
-        metrics: What `metrics.json` holds, likewise.
+        metrics: What `metrics.json` holds beside false alarms.
+        calibrations: Of each machine, by fused scores, for the false alarms in the card.
     """
     _check_members(members)
+    blank = {"official_score": None, "machines": {}, "seed": None, "recipe": None}  # score.py's
+    values: dict[str, Any] = {**blank, **(metrics or {})}
+    calibrations = calibrations or {}
+    alarms = [row._asdict() for row in untouched_false_alarms(calibrations)]
+    origins = {(calibration.rule or {}).get("scores", "") for calibration in calibrations.values()}
+    tuned_folds = not values.get("frozen_encoder") and any("cross_fitted" in o for o in origins)
+    values["false_alarms"] = alarms
     with whole_folder(folder, last=RUN_FILE) as partial:
-        names = _write_members(partial, members, kind="fusion", recipe=recipe, metrics=metrics)
+        names = _write_members(partial, members, kind="fusion", recipe=recipe, metrics=values)
         write_fusion(partial, names, fusion, search=search)
-        (partial / "README.md").write_text(_card(names, fusion, search), encoding="utf-8")
+        card = _card(names, fusion, search, false_alarm_section(alarms, tuned_folds=tuned_folds))
+        (partial / "README.md").write_text(card, encoding="utf-8")
 
 
 def write_feature_fusion_run(
@@ -102,7 +116,7 @@ def _write_members(
     *,
     kind: str,
     recipe: Mapping[str, Any] | None,
-    metrics: Mapping[str, Any] | None,
+    metrics: Mapping[str, Any],
 ) -> list[str]:
     """Write the members and what every fusion has; return the names of the members' folders."""
     names = [f"{number}_{member.resolve().name}" for number, member in enumerate(members, start=1)]
@@ -113,8 +127,7 @@ def _write_members(
     if recipe is not None:
         text = yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True)
         (folder / "recipe.yaml").write_text(text, encoding="utf-8")
-    if metrics is not None:
-        write_json(folder / "metrics.json", metrics)
+    write_json(folder / METRICS_FILE, metrics)
     described = {
         "format_version": FORMAT_VERSION,
         "kind": kind,
@@ -168,7 +181,12 @@ def _link(source: str, target: str) -> str:
     return target
 
 
-def _card(names: Sequence[str], fusion: ScoreFusion, search: Mapping[str, Any] | None) -> str:
+def _card(
+    names: Sequence[str],
+    fusion: ScoreFusion,
+    search: Mapping[str, Any] | None,
+    false_alarms: str,
+) -> str:
     template = importlib.resources.files("nearfar").joinpath("fusion_card_template.md")
     rows = [
         f"| `{MEMBERS_FOLDER}/{name}` | {weight:.4g} |"
@@ -188,4 +206,5 @@ def _card(names: Sequence[str], fusion: ScoreFusion, search: Mapping[str, Any] |
         members="\n".join(rows),
         normalization=fusion.normalization,
         found=found,
+        false_alarms=false_alarms,
     )

@@ -180,7 +180,11 @@ def model_card(
         threshold_quantile=recipe["threshold_quantile"],
         example=sorted(thresholds)[0],
         thresholds="\n".join(rows),
-        false_alarms=false_alarm_section(recipe, metrics),
+        false_alarms=false_alarm_section(
+            metrics.get("false_alarms", []),
+            tuned_folds=recipe.get("calibration") == "cross_fitted"
+            and not metrics["frozen_encoder"],
+        ),
         front_end=front_end_section(config, metrics["guard"]),
     )
 

@@ -31,6 +31,10 @@ class Scorer(Protocol):
     def metrics(self) -> Mapping[str, Any]:
         """The run's own `metrics.json`."""
 
+    @property
+    def machines(self) -> Sequence[str]:
+        """Full names of the machines that the system knows, sorted."""
+
     def check_machines(self, machines: Iterable[str]) -> None:
         """Raise KeyError naming the first machine that the system does not know."""
 
@@ -72,6 +76,11 @@ class FusionScorer:
         """Its own, and whether all members are frozen."""
         frozen = all(member.metrics.get("frozen_encoder") for member in self.members)
         return dict(self.own_metrics) | {"frozen_encoder": frozen}
+
+    @property
+    def machines(self) -> Sequence[str]:
+        """Those that all members know."""
+        return sorted(set.intersection(*(set(member.machines) for member in self.members)))
 
     def check_machines(self, machines: Iterable[str]) -> None:
         """Raise KeyError naming the first machine that a member does not know."""

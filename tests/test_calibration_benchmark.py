@@ -86,12 +86,14 @@ def test_the_table_has_the_mean_over_machines_and_its_interval_over_factories() 
         for shift in (0.0, 0.02)
     ]
     lines = format_results(factories).splitlines()
-    assert len(lines) == 2 + 2 * 2 * 3 + 1
+    assert len(lines) == 2 + 2 * 3 * 3 + 1
     # Means 20 and 22 %: their standard error is 1, times Student's 12.7 for two.
     assert lines[2].split()[-2:] == ["21.0", "(+-12.7)"]
     assert lines[-1].startswith("2 factories, 160 normal test clips")
     alone = format_results(factories[:1]).splitlines()
     assert alone[2].split()[-1] == "20.0"
+    two = [[row for row in rows if row["origin"] != "cross fitted"] for rows in factories]
+    assert len(format_results(two).splitlines()) == len(lines) - 2 * 3
 
 
 @pytest.fixture
@@ -128,16 +130,17 @@ def test_every_way_is_measured_and_what_is_done_is_not_done_again(
     run_script(calibration, words, monkeypatch)
     table = capsys.readouterr().out
     assert "fine-tuned, left out" in table
-    assert len(steps) == 5
+    assert "fine-tuned, cross fitted" in table
+    assert len(steps) == 1 + 2 * 2 * 2
     rows = read_json(tmp_path / "seed_003" / "false_alarms.json")
     assert {(row["system"], row["origin"]) for row in rows} == {
         (system, origin) for system in SYSTEMS for origin in ORIGINS
     }
     assert {row["num_normal"] for row in rows if row["domain"] == "all"} == {6}
-    assert len(list((tmp_path / "seed_003").glob("*.png"))) == 4
+    assert len(list((tmp_path / "seed_003").glob("*.png"))) == 6
     assert not (tmp_path / "seed_003" / "data").exists()
     run_script(calibration, words, monkeypatch)
-    assert len(steps) == 5
+    assert len(steps) == 9
     again = capsys.readouterr().out
     assert again
     assert table.endswith(again)

@@ -66,9 +66,12 @@ def test_clips_are_embedded_once_and_only_what_is_new_is_measured(
     assert counts == {"reference": 24, "calibration": 12, "test": 16}
     assert set(embedded.conditions[parts != "test"]) == {"normal"}
     result = read_json(folder / "detectors.json")
-    assert {name: list(cases) for name, cases in result["systems"].items()} == dict.fromkeys(
-        SYSTEMS, CHOSEN
-    )
+    assert {name: list(cases) for name, cases in result["systems"].items()} == {
+        "frozen": CHOSEN,
+        "fine-tuned": [PLAIN, "near and far"],  # its bands are one vector
+    }
+    projected, _ = detectors.read_embeddings(folder / "fine-tuned")
+    assert projected.embedding.shape[:3] == (2 * (18 + 8), 3, 1)
     assert result["fusions"].keys() == detectors.FUSIONS.keys()
     for fused in result["fusions"].values():
         assert fused["optimistic"] >= max(fused["even weights"] - 1e-9, 0)
@@ -144,8 +147,9 @@ def test_every_case_has_options_that_its_detector_takes() -> None:
         config = detectors.AsdConfig(detector=case.detector, detector_options=case.options)
         assert detectors.ReferenceBank(config)._new_detector() is not None, name
         assert set(case.channels) <= set(detectors.CHANNELS)
+        assert case.bands in SYSTEMS["frozen"].bands
     for members in detectors.FUSIONS.values():
-        assert all(system in SYSTEMS and case in CASES for system, case in members)
+        assert all(case in detectors.cases_of(system, list(CASES)) for system, case in members)
 
 
 def test_the_tables_compare_with_plain_1_nn_and_tell_nested_beside_optimistic() -> None:

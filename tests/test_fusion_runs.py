@@ -128,6 +128,26 @@ def test_a_fusions_run_folder_is_whole_by_itself(
         score.load_scorer(moved)
 
 
+def test_a_fusions_run_folder_tells_the_false_alarms_of_its_fused_scores(
+    fused: dict[str, Path],
+) -> None:
+    rows = read_metrics(fused["run"])["false_alarms"]
+    scorer = score.load_scorer(fused["run"])
+    card = (fused["run"] / "README.md").read_text()
+    assert len(scorer.machines) == 2
+    for machine in scorer.machines:
+        told = scorer.calibration(machine).untouched_p_values()
+        shares = {
+            row["nominal"]: row["measured"]
+            for row in rows
+            if (row["machine"], row["domain"]) == (machine, "all")
+        }
+        assert shares == {
+            rate: float((told.p_values <= rate).double().mean()) for rate in (0.01, 0.05, 0.1)
+        }
+        assert f"| {machine} | all | 4 | " in card
+
+
 def test_training_a_member_again_leaves_the_fusion_as_it_is(
     folders: dict[str, Path], tmp_path: Path
 ) -> None:

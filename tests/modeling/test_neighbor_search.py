@@ -216,7 +216,8 @@ def test_faiss_is_taken_only_where_it_was_measured_to_be_faster(
 def test_without_faiss_every_bank_is_searched_and_asking_for_it_names_the_extra(
     monkeypatch,
 ) -> None:
-    monkeypatch.setattr(neighbor_search, "faiss", None)
+    monkeypatch.setattr(neighbor_search, "faiss_module", lambda: None)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     monkeypatch.setattr(neighbor_search, "FAISS_REFERENCES", 0)
     references = noise(200, 1, 1, 6, seed=0)
     found, _ = ReferenceIndex(references, "euclidean").nearest(references[:1], 1)

@@ -8,7 +8,7 @@ from nearfar.calibration_card import calibration_sentence, false_alarm_section
 from nearfar.false_alarms import FalseAlarmRate
 
 FAN = "2026/fan/00"
-ROWS = [
+RATES = [
     FalseAlarmRate(FAN, "source", 0.1, 1 / 12, 50, 0.12, 0.0453, 0.2431),
     FalseAlarmRate(FAN, "source", 0.01, 0.0, 50, 0.0, 0.0, 0.0711),
     FalseAlarmRate(FAN, "all", 0.01, 0.0, 60, 0.015, 0.0031, 0.0432),
@@ -16,11 +16,7 @@ ROWS = [
     FalseAlarmRate("all", "all", 0.01, None, 200, 0.015, 0.0031, 0.0432),
     FalseAlarmRate("all", "all", 0.1, None, 200, 0.5, 0.4287, 0.5713),
 ]
-
-
-def metrics(*, frozen: bool = False, count: int = 38, rows: list[Any] = ROWS) -> dict[str, Any]:
-    alarms = [row._asdict() for row in rows]
-    return {"frozen_encoder": frozen, "num_calibration": count, "false_alarms": alarms}
+ROWS = [rate._asdict() for rate in RATES]
 
 
 @pytest.mark.parametrize(
@@ -36,17 +32,23 @@ def metrics(*, frozen: bool = False, count: int = 38, rows: list[Any] = ROWS) ->
             38,
             "4 more encoders were trained",
         ),
-        ({"calibration": "cross_fitted", "num_folds": 4}, True, 38, "without the 4th that it"),
+        (
+            {"calibration": "cross_fitted", "num_folds": 4},
+            True,
+            38,
+            "by a bank without its part, one of 4",
+        ),
     ],
 )
 def test_the_card_says_which_clips_set_the_thresholds(
     recipe: dict[str, Any], frozen: bool, count: int, said: str
 ) -> None:
-    assert said in calibration_sentence(recipe, metrics(frozen=frozen, count=count))
+    metrics = {"frozen_encoder": frozen, "num_calibration": count}
+    assert said in calibration_sentence(recipe, metrics)
 
 
 def test_the_card_has_a_line_for_each_machine_and_domain_and_a_cell_for_each_rate() -> None:
-    text = false_alarm_section({"calibration": "held_out"}, metrics())
+    text = false_alarm_section(ROWS, tuned_folds=False)
     assert "| machine | domain | clips | at nominal 1 % | at nominal 10 % |" in text
     assert f"| {FAN} | source | 50 | 0.0 (0.0 to 7.1) [0.0] | 12.0 (4.5 to 24.3) [8.3] |" in text
     assert "| all | all | 200 | 1.5 (0.3 to 4.3) | 50.0 (42.9 to 57.1) |" in text
@@ -54,12 +56,9 @@ def test_the_card_has_a_line_for_each_machine_and_domain_and_a_cell_for_each_rat
     assert "encoders" not in text
 
 
-def test_a_cross_fitted_card_says_what_its_measurement_leaves_out() -> None:
-    recipe = {"calibration": "cross_fitted", "num_folds": 5}
-    assert "most were trained on the judged clip" in false_alarm_section(recipe, metrics())
-    assert "trained on the judged" not in false_alarm_section(recipe, metrics(frozen=True))
+def test_the_card_of_cross_fitted_encoders_says_what_its_measurement_leaves_out() -> None:
+    assert "most were trained on the judged clip" in false_alarm_section(ROWS, tuned_folds=True)
 
 
 def test_what_was_not_measured_is_said() -> None:
-    for found in (metrics(rows=[]), {"frozen_encoder": False, "num_calibration": 0}):
-        assert false_alarm_section({}, found).startswith("Not measured: there are no two")
+    assert false_alarm_section([], tuned_folds=False).startswith("Not measured: there are no two")

@@ -207,6 +207,7 @@ def test_yaml_makes_no_objects(tmp_path: Path) -> None:
 
 
 def test_what_a_library_wrote_for_its_owner_alone_follows_the_umask(tmp_path: Path) -> None:
+    private = tmp_path.parent / f"{tmp_path.name}_private"
     with whole_folder(tmp_path) as partial:
         (partial / "deeper").mkdir()
         for name in ("model.safetensors", "deeper/adapter.safetensors", "read_only", "as_ever"):
@@ -214,10 +215,13 @@ def test_what_a_library_wrote_for_its_owner_alone_follows_the_umask(tmp_path: Pa
         for name, mode in (("model.safetensors", 0o600), ("deeper/adapter.safetensors", 0o600)):
             (partial / name).chmod(mode)
         (partial / "read_only").chmod(0o400)
+        private.touch(mode=0o600)
+        (partial / "linked").hardlink_to(private)
     due = (tmp_path / "as_ever").stat().st_mode
     for name in ("model.safetensors", "deeper/adapter.safetensors"):
         assert (tmp_path / name).stat().st_mode == due
     assert (tmp_path / "read_only").stat().st_mode & 0o777 == 0o400
+    assert private.stat().st_mode & 0o777 == 0o600
     assert sorted(path.name for path in tmp_path.iterdir()) == [
-        *("as_ever", "deeper", "model.safetensors", "read_only"),
+        *("as_ever", "deeper", "linked", "model.safetensors", "read_only"),
     ]
