@@ -30,9 +30,7 @@ def test_a_recipe_is_trained_and_scored_at_tiny_size(
 ) -> None:
     values = read_recipe(train.TrainArguments, path)
     kind = values.get("encoder_type") or (values.get("encoder_config") or {}).get("model_type")
-    encoder = SMALL[kind or "nearfar_beats"] | {
-        "num_hidden_layers": max(values.get("layers") or [2])
-    }
+    encoder = small_encoder(kind or "nearfar_beats", max(values.get("layers") or [2]))
     run, scores = tmp_path / "run", tmp_path / "scores"
     words = ["--recipe", path, "--data_dir", factory_dir, "--output_dir", run, *HASTE]
     run_script(train, [*words, "--encoder_config", json.dumps(encoder)], monkeypatch)
@@ -51,6 +49,13 @@ def test_a_recipe_is_trained_and_scored_at_tiny_size(
         score, ["--model", run, "--data_dir", factory_dir, "--output_dir", scores], monkeypatch
     )
     assert 0 < json.loads((scores / "metrics.json").read_text())["official_score"] < 1
+
+
+def small_encoder(kind: str, num_layers: int) -> dict:
+    """Return the configuration of a small encoder of a kind."""
+    if kind == "nearfar_noise_aware":
+        return {"model_type": kind, "encoder_config": small_encoder("nearfar_beats", num_layers)}
+    return SMALL[kind] | {"num_hidden_layers": num_layers}
 
 
 def changed() -> set[str]:
