@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from accelerate import Accelerator, PartialState
@@ -85,9 +85,16 @@ def tiny_encoder(args: TrainArguments) -> dict[str, Any]:
     """Return the configuration of the smallest encoder of the recipe's type, as deep as it must."""
     config: Any = args.encoder_config or {}
     model_type = args.encoder_type or config.get("model_type") or "nearfar_beats"
-    tiny = TINY_ENCODERS[model_type]
-    depth = max(tiny["num_hidden_layers"], *(args.layers or [0]), args.trainable_layers or 0)
-    return tiny | {"num_hidden_layers": depth}
+    return _deep_enough(
+        TINY_ENCODERS[model_type], [*(args.layers or [0]), args.trainable_layers or 0]
+    )
+
+
+def _deep_enough(config: dict[str, Any], layers: Sequence[int]) -> dict[str, Any]:
+    """Return an encoder's configuration with as many layers as are asked for."""
+    if (wrapped := config.get("encoder_config")) is not None:
+        return config | {"encoder_config": _deep_enough(wrapped, layers)}
+    return config | {"num_hidden_layers": max(config["num_hidden_layers"], *layers)}
 
 
 def score_smoke(args: TrainArguments) -> None:

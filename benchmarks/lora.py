@@ -11,7 +11,7 @@ import json
 import logging
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -163,10 +163,18 @@ def score_folder(folder: Path, name: str, seed: int, system: str) -> Path:
 
 def format_encoder(name: str, seeds: Sequence[int], systems: Sequence[str], folder: Path) -> str:
     """Return the table of an encoder: over the seeds, or of the only one."""
-    results = [
-        {"systems": compare({s: score_folder(folder, name, seed, s) for s in systems})}
-        for seed in seeds
-    ]
+    folders = [{s: score_folder(folder, name, seed, s) for s in systems} for seed in seeds]
+    return format_folders(seeds, folders)
+
+
+def format_folders(seeds: Sequence[int], folders: Sequence[Mapping[str, Path]]) -> str:
+    """Return the table of systems over the seeds, or of the only one.
+
+    Args:
+        seeds: Of the factories.
+        folders: For each of them, system -> its score folder.
+    """
+    results = [{"systems": compare(scored)} for scored in folders]
     return format_rows(results[0]["systems"]) if len(seeds) == 1 else format_seeds(seeds, results)
 
 

@@ -7,7 +7,7 @@ import hashlib
 import os
 import struct
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -134,6 +134,48 @@ def find_clips(
             seen[key] = clip.relative
         clips += found
     return clips
+
+
+def find_components(data_dir: str | Path, clips: Sequence[ClipFile]) -> list[ClipFile]:
+    """Return the file with the components of each clip of a simulated factory, headers read.
+
+    Its channel 0 is what near hears of the machine alone, its channel 1 the noise alone.
+
+    Args:
+        data_dir: Of the clips.
+        clips: Of `find_clips`.
+
+    Raises:
+        FileNotFoundError: A clip has no components.
+        ValueError: (`ClipError`) They are damaged, or not as long as the clip.
+    """
+    folder = Path(data_dir).expanduser().resolve() / "components"
+    found = []
+    for clip in clips:
+        path = folder / clip.relative
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"{clip.relative} has no components/{clip.relative} that says how it sounds "
+                "without noise. Give a simulated factory, and write its components: the command "
+                "that simulated it, with --components."
+            )
+        state = path.stat()
+        component = replace(
+            clip,
+            path=str(path),
+            relative=f"components/{clip.relative}",
+            num_bytes=state.st_size,
+            modified_ns=state.st_mtime_ns,
+        )
+        _check_header(component, year=NEAR_FAR_YEARS[-1], resample=False)
+        lengths = [soundfile.info(file.path).frames for file in (clip, component)]
+        if lengths[0] != lengths[1]:
+            raise ClipError(
+                f"{component.relative} has {lengths[1]} samples, but the clip {lengths[0]}. "
+                "Simulate the factory anew."
+            )
+        found.append(component)
+    return found
 
 
 def fingerprint(clips: Sequence[ClipFile]) -> str:

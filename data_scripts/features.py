@@ -7,17 +7,19 @@ from nearfar.schema import CONDITIONS, DOMAINS
 from .clip_files import SAMPLING_RATE
 
 
-def row_features(*, decode: bool = False) -> datasets.Features:
+def row_features(*, decode: bool = False, clean: bool = False) -> datasets.Features:
     """Return the features of a row.
 
     Args:
         decode: Whether datasets decodes audio when a row is read, which needs torchcodec. Published
             files say that it does, for then the Hub plays them; this project never asks for it.
+        clean: Whether rows have the machine alone as near hears it, which simulated clips may.
     """
     audio = datasets.Audio(sampling_rate=SAMPLING_RATE, decode=decode)
     columns = {
         "near": audio,
         "far": audio,
+        **({"clean": audio} if clean else {}),
         "file_name": datasets.Value("string"),
         "machine_type": datasets.Value("string"),
         "section": datasets.Value("int32"),

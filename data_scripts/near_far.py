@@ -21,13 +21,23 @@ from scipy.signal import resample_poly
 
 from nearfar.schema import CONDITIONS, DOMAINS, FAR, NEAR, UNKNOWN, machine_name
 
-from .clip_files import LOSSLESS, SAMPLING_RATE, ClipError, ClipFile, find_clips, fingerprint
+from .clip_files import (
+    LOSSLESS,
+    SAMPLING_RATE,
+    ClipError,
+    ClipFile,
+    find_clips,
+    find_components,
+    fingerprint,
+)
 from .clip_names import NO_ATTRIBUTE
 from .credits import citation_of, homepage_of
 from .features import row_features
 from .published import find_published, load_published
 
 logger = logging.getLogger(__name__)
+
+AUDIO_COLUMNS = ("near", "far", "clean")  # clean: of simulated clips, and only where asked for
 
 _AnyDataset = TypeVar("_AnyDataset")
 
@@ -46,7 +56,9 @@ class NearFarConfig(datasets.BuilderConfig):  # type: ignore[misc]  # datasets i
     machine_types: Sequence[str] | None = None
     subsets: Sequence[str] | None = None
     resample: bool = False
+    clean: bool = False
     clips: list[ClipFile] = field(init=False, repr=False)
+    components: dict[str, ClipFile] = field(init=False, repr=False)  # by the path of the clip
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -59,12 +71,15 @@ class NearFarConfig(datasets.BuilderConfig):  # type: ignore[misc]  # datasets i
             subsets=self.subsets,
             resample=self.resample,
         )
+        found = find_components(self.data_dir, self.clips) if self.clean else []
+        self.components = dict(zip((clip.path for clip in self.clips), found, strict=False))
 
     def create_config_id(
         self, config_kwargs: dict[str, Any], custom_features: datasets.Features | None = None
     ) -> str:
         """Key the cache on clips and options, so that a changed file is noticed."""
-        keys = {**config_kwargs, "fingerprint": fingerprint(self.clips)}
+        read = [*self.clips, *self.components.values()]
+        keys = {**config_kwargs, "fingerprint": fingerprint(read)}
         return str(super().create_config_id(keys, custom_features))
 
 
@@ -79,7 +94,7 @@ class NearFarMachineSounds(datasets.ArrowBasedBuilder):  # type: ignore[misc]  #
             description=DESCRIPTION,
             citation=citation_of(self.config.year),
             homepage=homepage_of(self.config.year),
-            features=row_features(),
+            features=row_features(clean=self.config.clean),
         )
 
     def _split_generators(
@@ -110,6 +125,10 @@ class NearFarMachineSounds(datasets.ArrowBasedBuilder):  # type: ignore[misc]  #
             if sampling_rate != SAMPLING_RATE:
                 samples, subtype = _resample(samples, sampling_rate), "FLOAT"
             row = self._row(clip, samples, subtype)
+            if self.config.clean:
+                parts, _, subtype = _read(self.config.components[clip.path])
+                stem = row["file_name"].removesuffix(".wav")
+                row["clean"] = _encode(parts[:, NEAR], subtype, f"clean/{stem}")
             yield key, pa.Table.from_pylist([row], schema=schema)
         if silent:
             more = f" and {len(silent) - 10} more" if len(silent) > 10 else ""
@@ -146,6 +165,7 @@ def load_near_far(
     streaming: bool = False,
     num_proc: int | None = None,
     resample: bool = False,
+    clean: bool = False,
     cache_dir: str | PathLike[str] | None = None,
 ) -> datasets.DatasetDict | datasets.IterableDatasetDict:
     """Load recordings: splits "train" and "test", one row per clip.
@@ -169,6 +189,8 @@ def load_near_far(
         num_proc: Processes that build the cache.
         resample: Bring other sampling rates to 16 kHz (polyphase filter); such clips are stored as
             32-bit floating-point WAV, unclipped. Without it they are refused.
+        clean: Add a column "clean", what near hears of the machine alone; of a simulated factory
+            that was written with its components.
         cache_dir: Where the rows are kept; None is the default of datasets.
 
     Raises:
@@ -179,6 +201,11 @@ def load_near_far(
     cache = None if cache_dir is None else str(cache_dir)
     machine_types, subsets = _names(machine_types), _names(subsets)
     if (published := find_published(data_dir)) is not None:
+        if clean:
+            raise ValueError(
+                f"{data_dir} is published, and such recordings have no clean channel. Give the "
+                "folder that the factory wrote, with components."
+            )
         return load_published(
             published,
             year=year,
@@ -195,6 +222,7 @@ def load_near_far(
         machine_types=machine_types,
         subsets=subsets,
         resample=resample,
+        clean=clean,
     )
     if streaming:
         return builder.as_streaming_dataset()
@@ -268,8 +296,9 @@ def decoded(dataset: _AnyDataset) -> _AnyDataset:
 
 
 def known(dataset: datasets.Dataset) -> list[dict[str, Any]]:
-    """Return the rows as `decoded` gives them, without near and far: all that names tell."""
-    return list(decoded(dataset.remove_columns(["near", "far"])))
+    """Return the rows as `decoded` gives them, without sound: all that names tell."""
+    audio = [name for name in AUDIO_COLUMNS if name in dataset.column_names]
+    return list(decoded(dataset.remove_columns(audio)))
 
 
 def _undecoded(dataset: Any) -> Any:  # noqa: ANN401 - what `decoded` is given
@@ -293,7 +322,7 @@ def _decode_batch(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
 def _decode_row(row: dict[str, Any]) -> dict[str, Any]:
     """Decode the columns that are there; one column alone, as in `clips["near"]`, is fine."""
     result = dict(row)
-    for microphone in ("near", "far"):
+    for microphone in AUDIO_COLUMNS:
         if row.get(microphone) is not None:
             result[microphone] = decode_audio(row[microphone])
     for column, words in (("domain", DOMAINS), ("condition", CONDITIONS)):

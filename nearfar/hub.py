@@ -205,7 +205,7 @@ def described(
             scoring=SCORINGS[config.scoring],
         )
     return MODEL_TEXT.format(
-        encoder=config.encoder_config.model_type.removeprefix("nearfar_").upper(),
+        encoder=config.encoder_config.model_type.removeprefix("nearfar_").upper().replace("_", "-"),
         hidden_size=config.encoder_config.hidden_size,
         num_layers=config.encoder_config.num_hidden_layers,
         front_end=config.front_end,

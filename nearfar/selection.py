@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from nearfar.embeddings import evaluation_mode
 from nearfar.weight_averaging import load_mean, snapshot
 
-HIGHER_IS_BETTER = {"proxy_loss": False, "proxy_accuracy": True}
+HIGHER_IS_BETTER = {"proxy_loss": False, "proxy_accuracy": True, "hidden_state_error": False}
 
 
 class Selection:

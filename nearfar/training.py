@@ -45,6 +45,8 @@ def train(
     front_end_strength: Mapping[str, float] | None = None,
     validation: LabelledClips | None = None,
     relabel: Callable[[NDArray[np.int64]], NDArray[np.int64]] | None = None,
+    collator: Collator | None = None,
+    validator: Callable[..., dict[str, float]] = validate,
     resume_from: Path | None = None,
 ) -> dict[str, float]:
     """Train a model in place and return its last logged values.
@@ -71,6 +73,8 @@ def train(
             `clips`, as `LabelledClips.take` does.
         relabel: Labels -> new ones of the same classes, by the model as it is; called every
             `pseudo_label_epochs` epochs.
+        collator: Makes the batches; None: a `Collator` of extractor and guard.
+        validator: Called like `validate`, to judge the model by `validation`.
         resume_from: A saved state.
 
     Raises:
@@ -80,7 +84,7 @@ def train(
     """
     check_training(options)
     check_parts(options, validation, relabel)
-    collate = Collator(feature_extractor, front_end_strength)
+    collate = collator or Collator(feature_extractor, front_end_strength)
     drawn = DrawnClips(clips, options)
     loader = training_loader(drawn, collate, options, accelerator)
     optimizer = torch.optim.AdamW(
@@ -110,7 +114,7 @@ def train(
     def judge() -> dict[str, float]:
         assert validation is not None  # `keeper` asks only then
         with average.applied():
-            values = validate(
+            values = validator(
                 plain_model,
                 validation,
                 collate,

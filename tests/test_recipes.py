@@ -33,6 +33,7 @@ SCORED = {
     "beyond_cancel": (1, 8, 32),
     "beyond_frozen": (1, 8, 32),
     "beyond_lora": (1, 8, 32),
+    "beyond_na": (1, 8, 32),
     "quickstart": (1, 1, 128),
     "unis_1": (3, 1, 768),
     "unis_2": (1, 1, 768),

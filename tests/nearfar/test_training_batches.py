@@ -9,7 +9,7 @@ from modeling import AsdConfig, AsdForProxyClassification
 from nearfar.training_batches import augmented
 from nearfar.training_clips import Collator, DrawnClips
 from nearfar.training_options import TrainingOptions
-from tests.tiny import TINY_ENCODER
+from tests.tiny import TINY_ENCODER, TINY_NOISE_AWARE
 from tests.training import EXTRACTOR, NUM_CLASSES, noise_clips, tiny_model
 
 
@@ -279,3 +279,13 @@ def test_a_crop_behind_a_front_end_that_keeps_far_is_refused() -> None:
     model = tiny(front_end="complex_least_squares", channels=["near", "far"])
     with pytest.raises(ValueError, match="crop_seconds cannot follow"):
         augmented(model, batch_of(), TrainingOptions(crop_seconds=0.5), epoch=0)
+
+
+def test_a_crop_between_a_front_end_and_an_encoder_that_hears_far_is_refused() -> None:
+    options, batch = TrainingOptions(crop_seconds=0.5), batch_of()
+    described = {"encoder_config": TINY_NOISE_AWARE, "num_labels": 2}
+    model = AsdForProxyClassification(AsdConfig(**described))
+    assert augmented(model, batch, options, epoch=0)["far_values"].any()
+    model = AsdForProxyClassification(AsdConfig(**described, front_end="complex_least_squares"))
+    with pytest.raises(ValueError, match=r"far beside them.*encoder is not noise-aware"):
+        augmented(model, batch, options, epoch=0)
