@@ -83,7 +83,10 @@ def croissant(publication: Publication, *, version: str, url: str | None) -> dic
         "conformsTo": CONFORMS_TO,
         "name": publication.title,
         "description": _described(publication),
-        "license": [LICENSE_URLS.get(name, name) for name in publication.licenses],
+        "license": [
+            LICENSE_URLS.get(name, {"@type": "sc:CreativeWork", "name": name})
+            for name in publication.licenses
+        ],
         "url": page,
         "sameAs": [] if publication.simulated else [homepage_of(publication.year)],
         "creator": {"@type": "sc:Organization", "name": makers},

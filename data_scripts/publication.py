@@ -112,7 +112,7 @@ def list_files(folder: Path, digests: dict[str, str]) -> list[ShardFile]:
     """
     files = []
     for group in list_groups(folder):
-        for path in check_shards(folder, group):
+        for path in check_shards(folder, group, repr(str(folder))):
             footer = read_footer(folder, path)
             row_groups = [footer.row_group(i) for i in range(footer.num_row_groups)]
             files.append(

@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets.utils.py_utils import convert_file_size_to_int
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
@@ -246,13 +246,13 @@ def push_to_hub(folder: str | Path, publication: Publication, *, private: bool =
     repo_id = publication.repo_id
     if repo_id is None:
         raise ValueError("repo_id is missing. Give it to publish_recordings, for the card.")
-    if UNKNOWN_LICENSE in publication.licenses and not private:
+    api = HfApi()
+    if UNKNOWN_LICENSE in publication.licenses and not _is_private(api, repo_id, private):
         raise ValueError(
             f"The licence of {', '.join(publication.subsets)} of {publication.year} is not known "
             f"here, so {repo_id!r} is not made public. Read it where the recordings were published "
-            "and give --license, or push with --private."
+            "and give --license, or push to a private repository with --private."
         )
-    api = HfApi()
     api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
     paths = [file.path for file in publication.files]
     api.upload_folder(
@@ -274,6 +274,14 @@ def push_to_hub(folder: str | Path, publication: Publication, *, private: bool =
         commit_message="Card and Croissant description",
     )
     return str(commit.commit_url)
+
+
+def _is_private(api: HfApi, repo_id: str, private: bool) -> bool:  # noqa: FBT001 - one caller
+    """Return whether a repository is private, or will be when it is made."""
+    try:
+        return bool(api.dataset_info(repo_id).private)
+    except RepositoryNotFoundError:
+        return private
 
 
 def is_simulated(data_dir: Path) -> bool:
@@ -392,9 +400,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         logger.error("Interrupted. Run the same command again to go on from here.")
         sys.exit(130)
-    except HfHubHTTPError as error:
-        lines = (line.strip() for line in str(error).splitlines())
-        sys.exit(f"{args['repo_id']}: {' '.join(line for line in lines if line)}")
+    except (HfHubHTTPError, RuntimeError) as error:  # RuntimeError: a file did not get there
+        reason = " ".join(str(error).split())
+        sys.exit(f"{args['repo_id']}: {reason} Run the same command again to go on from here.")
     except (ValueError, OSError) as error:
         sys.exit(str(error))
     logger.info("%d files in %s", len(publication.files), args["output_dir"])

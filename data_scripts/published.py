@@ -156,7 +156,7 @@ def load_published(
                 [group.pattern],
             )
         else:
-            root, paths = str(folder), check_shards(folder, group)
+            root, paths = str(folder), check_shards(folder, group, source.name)
         files[group.split].extend(f"{root}/{path}" for path in paths)
     return datasets.load_dataset(
         "parquet",
@@ -227,8 +227,13 @@ def in_order(groups: Iterable[ShardGroup]) -> list[ShardGroup]:
     )
 
 
-def check_shards(folder: Path, group: ShardGroup) -> list[str]:
+def check_shards(folder: Path, group: ShardGroup, name: str) -> list[str]:
     """Return the paths of a group's shards in a local folder: all are there, each is whole.
+
+    Args:
+        folder: That holds them.
+        group: Whose.
+        name: Of the data set, for messages.
 
     Raises:
         FileNotFoundError: One is missing.
@@ -239,8 +244,8 @@ def check_shards(folder: Path, group: ShardGroup) -> list[str]:
     due = group.paths(int(count[1]) if count else 1)
     if found != due:
         wrong = sorted(set(due) ^ set(found))[0]
-        what = "lacks" if wrong in due else "has beside the shards due"
-        raise FileNotFoundError(f"{folder.name!r} {what} {wrong}. Publish or download it again.")
+        what = "lacks" if wrong in due else "has, beside the files due,"
+        raise FileNotFoundError(f"{name} {what} {wrong}. Publish or download it again.")
     for path in found:
         read_footer(folder, path)
     return found
