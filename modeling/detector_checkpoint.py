@@ -50,7 +50,7 @@ class DetectorPreTrainedModel(PreTrainedModel):
         **kwargs: Any,  # noqa: ANN401  handed on
     ) -> Self:
         """Load a model as transformers does, and remember from where, for its reference bank."""
-        origin = {
+        origin: dict[str, Any] = {
             "revision": kwargs.get("revision"),
             "token": kwargs.get("token"),
             "local_files_only": bool(kwargs.get("local_files_only")),

@@ -1,5 +1,6 @@
 """A machine of one's own from minutes of its normal sound: windows, stretches, and honest notes."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -8,6 +9,9 @@ from numpy.typing import NDArray
 
 WINDOW_SECONDS = 10.0  # as long as the challenge's clips
 NUM_STRETCHES = 5
+# One window in ten is beyond what nine in ten stay below, and with a stretch left out some more.
+# A stretch is unlike the rest where a quarter would make what is found this unlikely.
+COMMON, UNLIKELY = 0.25, 0.01
 # Fewer than 20 windows cannot say a p-value of 0.05; sound of less than a minute is one moment.
 FEWEST_WINDOWS, FEWEST_SECONDS = 20, 60.0
 
@@ -150,13 +154,21 @@ def too_varied(
     notes = []
     for rows in stretches(len(names)):
         beyond = int((held_out[rows] > limit).sum())
-        if len(rows) > 1 and beyond > len(rows) / 2:
+        if chance(beyond, len(rows)) < UNLIKELY:
             notes.append(
                 f"Too varied: {beyond} of {len(rows)} windows from {names[rows[0]]} to "
                 f"{names[rows[-1]]} sound unlike all the rest. Record more of this kind of "
                 "running, or leave it out if it was not normal."
             )
     return notes
+
+
+def chance(beyond: int, count: int) -> float:
+    """Return how likely so many of `count` windows are beyond, were a share of COMMON usual."""
+    return sum(
+        math.comb(count, k) * COMMON**k * (1 - COMMON) ** (count - k)
+        for k in range(beyond, count + 1)
+    )
 
 
 __all__ = [

@@ -37,7 +37,8 @@ class EndpointHandler:
     """
 
     def __init__(self, path: str = "") -> None:
-        self.pipe = pipeline("anomalous-sound-detection", model=path, trust_remote_code=True)
+        task: Any = "anomalous-sound-detection"  # transformers knows its own tasks' names only
+        self.pipe: Any = pipeline(task, model=path, trust_remote_code=True)
         _ = self.pipe.reference_bank  # refuse a checkpoint without one at the start
 
     def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:

@@ -404,9 +404,12 @@ def _rows(clips: Any, far: Any) -> list[Row]:  # noqa: ANN401  Audio, one or man
     others = [None] * len(near) if others is None else list(others)
     if len(others) != len(near):
         raise ValueError(f"{len(near)} recordings came with {len(others)} far ones. Pass one each.")
-    rows, names = [], set[str]()
+    rows: list[Row] = []
+    names: set[str] = set()
     for number, (clip, other) in enumerate(zip(near, others, strict=True), start=1):
-        row = dict(clip) if isinstance(clip, Mapping) and "near" in clip else {"near": clip}
+        row: dict[str, Any] = (
+            dict(clip) if isinstance(clip, Mapping) and "near" in clip else {"near": clip}
+        )
         if other is not None:
             row["far"] = other
         path = row.get("file_name") or _path_of(row["near"])

@@ -43,8 +43,9 @@ def with_results(card: str, folders: Sequence[Path]) -> str:
     if not count:
         text = f"{card.rstrip()}\n\n{HEADING}\n\n{section}\n"
     model_card = ModelCard(text)
-    model_card.data.model_name = model_card.data.model_name or "nearfar detector"
-    model_card.data.eval_results = eval_results(runs)
+    metadata: Any = model_card.data
+    metadata.model_name = metadata.model_name or "nearfar detector"
+    metadata.eval_results = eval_results(runs)
     return str(model_card)
 
 
@@ -77,7 +78,7 @@ def results_section(runs: Sequence[Mapping[str, Any]]) -> str:
     for machine in sorted(runs[0]["machines"]):
         cells = [cell([run["machines"][machine] for run in runs], key) for key in METRICS]
         lines.append(f"| {machine} | {' | '.join(cells)} |")
-    official = [run.get("official_score") for run in runs]
+    official: list[Any] = [run.get("official_score") for run in runs]
     if None not in official:
         interval = runs[0].get("official_score_interval") if len(runs) == 1 else None
         lines += ["", f"Official score: {percent(official, interval)}."]
@@ -86,14 +87,14 @@ def results_section(runs: Sequence[Mapping[str, Any]]) -> str:
 
 def cell(values: Sequence[Mapping[str, Any]], key: str) -> str:
     """Return one metric of one machine over seeds, as the table shows it."""
-    found = [value.get(key) for value in values]
+    found: list[Any] = [value.get(key) for value in values]
     if None in found:
         return "none"
     interval = values[0].get("intervals", {}).get(key) if len(values) == 1 else None
     return percent(found, interval)
 
 
-def percent(values: Sequence[float], interval: Sequence[float | None] | None) -> str:
+def percent(values: Sequence[float], interval: Sequence[Any] | None) -> str:
     """Return a mean in per cent, with its spread over seeds or an interval where there is one."""
     text = f"{100 * fmean(values):.2f}"
     if len(values) > 1:
@@ -125,10 +126,10 @@ def eval_results(runs: Sequence[Mapping[str, Any]]) -> list[EvalResult]:
     results = []
     for machine in sorted(runs[0]["machines"]):
         for key, metric in METRICS.items():
-            values = [run["machines"][machine].get(key) for run in runs]
+            values: list[Any] = [run["machines"][machine].get(key) for run in runs]
             if None not in values:
                 results.append(result(key, metric, values, machine))
-    official = [run.get("official_score") for run in runs]
+    official: list[Any] = [run.get("official_score") for run in runs]
     if None not in official:
         results.append(result("official_score", "official score", official, None))
     return results

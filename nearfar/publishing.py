@@ -18,7 +18,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from huggingface_hub.repocard import ModelCard
-from huggingface_hub.utils import httpx
+from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # httpx or httpx2, its own
 from safetensors import SafetensorError, safe_open
 
 from nearfar.files import read_json

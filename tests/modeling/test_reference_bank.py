@@ -17,7 +17,7 @@ from modeling import (
     ReferenceBank,
     UnknownMachineError,
     encoder_fingerprint,
-    reference_bank,
+    hub_files,
 )
 from modeling.configuration_asd import FORMAT_VERSION
 from modeling.detectors import BANK_DETECTORS
@@ -569,7 +569,7 @@ def test_a_repository_is_asked_for_both_files_at_one_revision_with_one_token(
         asked.append((repository, name, *origin.values()))
         return str(tmp_path / name)
 
-    monkeypatch.setattr(reference_bank, "hf_hub_download", download)
+    monkeypatch.setattr(hub_files, "hf_hub_download", download)
     loaded = ReferenceBank.from_pretrained("someone/fan", revision="v2", token="t")
     assert all_answers(loaded, queries) == all_answers(bank, queries)
     names = ("reference_bank.json", "reference_bank.safetensors")
@@ -595,8 +595,8 @@ def test_a_bank_that_is_not_there_is_told_from_a_hub_that_cannot_be_asked(
     def download(*args, **origin):
         raise answer
 
-    monkeypatch.setattr(reference_bank, "hf_hub_download", download)
-    monkeypatch.setattr(reference_bank, "try_to_load_from_cache", lambda *args, **options: known)
+    monkeypatch.setattr(hub_files, "hf_hub_download", download)
+    monkeypatch.setattr(hub_files, "try_to_load_from_cache", lambda *args, **options: known)
     with pytest.raises(error, match=message) as caught:
         ReferenceBank.from_pretrained("someone/fan")
     assert caught.type is error
