@@ -16,6 +16,7 @@ from benchmarks.encoder_sizes import config_values
 from benchmarks.quickstart import ROOT
 from nearfar.arguments import parse_arguments
 from nearfar.files import read_yaml
+from nearfar.in_process import as_words
 
 PRETRAINED, RANDOM = "pretrained", "random"
 
@@ -38,9 +39,9 @@ class Row:
 
     def check(self) -> None:
         """Raise ValueError where the script does not take a value."""
-        words = [*self._words(), "--data_dir", "data", "--output_dir", "output"]
+        words = as_words(self.values | {"data_dir": "data", "output_dir": "output"})
         arguments = train.TrainArguments if self.script is train else log_mel.LogMelArguments
-        parse_arguments(arguments, [str(word) for word in words])
+        parse_arguments(arguments, words)
 
     def commands(self, *, data: Path, folder: Path, encoder: Path, seed: int) -> Commands:
         """Return what to run one after the other; the last one writes `folder`/scores.
@@ -53,8 +54,16 @@ class Row:
         """
         scores = ["--data_dir", data, "--output_dir", folder / "scores"]
         if self.script is not train:
-            return [(self.script, [*self._words(), *scores])]
-        words = [*self._words(), "--data_dir", data, "--output_dir", folder / "run", "--seed", seed]
+            return [(self.script, [*as_words(self.values), *scores])]
+        words = [
+            *as_words(self.values),
+            "--data_dir",
+            data,
+            "--output_dir",
+            folder / "run",
+            "--seed",
+            seed,
+        ]
         if self.encoder == PRETRAINED:
             words += ["--encoder_checkpoint", encoder]
         elif self.encoder == RANDOM:
@@ -64,16 +73,6 @@ class Row:
             ]
         evaluate = ["--model", folder / "run", *scores, "--num_resamples", 0]
         return [(train, words), (score, evaluate)]
-
-    def _words(self) -> list[Any]:
-        words: list[Any] = []
-        for name, value in self.values.items():
-            words.append(f"--{name}")
-            if isinstance(value, list):
-                words += value
-            else:
-                words.append(json.dumps(value) if isinstance(value, dict) else value)
-        return words
 
 
 @dataclass(frozen=True)

@@ -171,7 +171,7 @@ def measure(values: dict[str, Any], seconds: float, updates: int) -> dict[str, A
         the processor, which on a busy machine with one thread says what an idle one would do;
         `peak_gib`, on the GPU if there is one; parameters and `trainable` ones in millions.
     """
-    values = values | {"gradient_accumulation_steps": 1, "logging_steps": 1, "num_classes": None}
+    values = values | {"gradient_accumulation_steps": 1, "logging_steps": 1}
     if values.get("encoder_config") is None:
         values["encoder_config"] = {"model_type": values.get("encoder_type") or "nearfar_beats"}
     args = train.TrainArguments(**values, data_dir=Path(), output_dir=Path())

@@ -1,8 +1,10 @@
 """A script's `main` called in this process, with a command line of its own."""
 
+import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import ModuleType
+from typing import Any
 
 from accelerate.state import AcceleratorState, GradientState
 
@@ -26,4 +28,16 @@ def run_main(module: ModuleType, arguments: Sequence[object]) -> None:
         sys.argv = before
 
 
-__all__ = ["run_main"]
+def as_words(values: Mapping[str, Any]) -> list[str]:
+    """Return a script's arguments as its command line spells them."""
+    words: list[str] = []
+    for name, value in values.items():
+        words.append(f"--{name}")
+        if isinstance(value, list):
+            words += map(str, value)
+        else:
+            words.append(json.dumps(value) if isinstance(value, dict) else str(value))
+    return words
+
+
+__all__ = ["as_words", "run_main"]
