@@ -30,8 +30,8 @@ type: setup
 
 ci: lint type test slow
 
-bench: setup         ## time and memory of one training step at base size
-	$(BIN)/python -m benchmarks.training_step
+bench: setup         ## time and memory of training at base size
+	$(BIN)/python -m benchmarks.training --recipes beats_arcface --updates 1 --output_dir runs/training
 
 wheel: setup
 	$(BIN)/python -m pip wheel --no-deps --wheel-dir dist .

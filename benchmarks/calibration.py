@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from assembly.scorers import ModelScorer, calibrate, load_scorer
-from benchmarks.quickstart import ROOT, TRAIN, mean_interval, run_steps
+from benchmarks.quickstart import ROOT, TRAIN, run_steps
 from data_scripts.near_far import decoded, known, load_near_far
 from modeling import THRESHOLDS, Calibration, ReferenceBank
 from nearfar.arguments import parse_arguments, script
@@ -29,6 +29,7 @@ from nearfar.false_alarms import NOMINAL_RATES, false_alarm_rates
 from nearfar.files import read_json, whole_folder, write_json
 from nearfar.fused_scores import CalibrationClips, verdicts
 from nearfar.hub import RUN_FILE
+from nearfar.intervals import mean_interval
 from nearfar.plots import plot_calibration
 
 # 330 normal clips a machine, of which 102 are held out: enough for a p-value of 1 %.

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from benchmarks.plain_encoders import plain_beats, plain_eat, plain_fisher
 from modeling import ENCODERS as CLASSES
@@ -22,6 +22,12 @@ class Encoder(NamedTuple):
         config = self.config()
         model: PreTrainedModel = CLASSES[config.model_type](config)
         return model.eval()
+
+
+def config_values(config: PreTrainedConfig) -> dict[str, Any]:
+    """Return an encoder's configuration as train.py's `encoder_config` takes it."""
+    own = {name: getattr(config, name) for name in type(config).__annotations__}
+    return {"model_type": config.model_type} | own
 
 
 EAT_LARGE = {

@@ -7,7 +7,7 @@ With random weights of full size, in three parts:
   outputs; and the share of this machine's float32 matrix-product ceiling, measured in the same run;
 - precision: float32, compiled, bfloat16 and int8 (`precisions.py`);
 - training: time and peak memory of a step, trained in full, in part and by LoRA
-  (`training_step.py`, a process each).
+  (`training.py`, a process each).
 
 What is measured is not measured again.
 """
@@ -16,8 +16,6 @@ import logging
 import os
 import platform
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,8 +28,9 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
-from benchmarks.encoder_sizes import ENCODERS
+from benchmarks.encoder_sizes import ENCODERS, config_values
 from benchmarks.precisions import format_precisions, measure_precisions
+from benchmarks.training import measured
 from nearfar.arguments import check_names, parse_arguments, script
 from nearfar.files import read_json, write_json
 
@@ -39,10 +38,10 @@ logger = logging.getLogger(__name__)
 
 PARTS = ("speed", "precision", "training")
 USUAL = ("beats_base", "eat_base", "fisher_small", "fisher_tiny")
-TRAINED = {  # options of benchmarks.training_step
-    "all": [],
-    "last 2 layers": ["--trainable_layers", "2"],
-    "LoRA, rank 64": ["--lora_rank", "64"],
+TRAINED: dict[str, dict[str, Any]] = {  # values of train.py
+    "all": {},
+    "last 2 layers": {"trainable_layers": 2},
+    "LoRA, rank 64": {"lora_rank": 64},
 }
 
 
@@ -153,21 +152,20 @@ def training_rows(args: EncodersArguments) -> list[dict[str, Any]]:
     """Return a row per encoder, what of it is trained, and activation checkpointing or not."""
     rows = []
     for name in args.encoders:
-        for trained, options in TRAINED.items():
+        encoder = {"encoder_config": config_values(ENCODERS[name].config())}
+        for trained, values in TRAINED.items():
             for checkpointing in (False, True):
                 words = [name, *trained.replace(",", "").split(), checkpointing]
                 words += [args.training_batch_size, f"{args.seconds:g}s.json"]
-                path = args.output_dir / "_".join(map(str, words))
-                if not path.is_file():
-                    logger.info("%s, training %s, checkpointing %s", name, trained, checkpointing)
-                    command = [sys.executable, "-m", "benchmarks.training_step", "--encoder", name]
-                    command += ["--batch_size", str(args.training_batch_size), *options]
-                    command += ["--seconds", str(args.seconds), "--json", str(path)]
-                    command += ["--activation_checkpointing"] if checkpointing else []
-                    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+                given = encoder | values | {"train_batch_size": args.training_batch_size}
+                figures = measured(
+                    args.output_dir / "_".join(map(str, words)),
+                    given | {"activation_checkpointing": checkpointing},
+                    seconds=args.seconds,
+                    updates=1,
+                )
                 rows.append(
-                    {"encoder": name, "trained": trained, "checkpointing": checkpointing}
-                    | read_json(path)
+                    {"encoder": name, "trained": trained, "checkpointing": checkpointing} | figures
                 )
     return rows
 
@@ -265,14 +263,14 @@ def format_rows(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def format_training(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return the table of training steps; of two steps the faster counts."""
+    """Return the table of training steps."""
     lines = [
         f"{'encoder':<14}{'trained':<16}{'parameters':>11}{'checkpointing':>15}{'s/step':>8}"
         f"{'peak GiB':>10}"
     ]
     lines += [
         f"{row['encoder']:<14}{row['trained']:<16}{row['trainable'] / 1e6:>9.2f} M"
-        f"{'yes' if row['checkpointing'] else 'no':>15}{row['seconds']:>8.2f}"
+        f"{'yes' if row['checkpointing'] else 'no':>15}{row['seconds_per_update']:>8.2f}"
         f"{row['peak_gib']:>10.2f}"
         for row in rows
     ]

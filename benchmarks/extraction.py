@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from benchmarks.encoder_sizes import ENCODERS
-from benchmarks.training_step import peak_memory_gib
+from benchmarks.memory import peak_memory_gib
 from modeling import AsdConfig, AsdFeatureExtractor, AsdModel
 from nearfar.arguments import check_names, parse_arguments, script
 from nearfar.embeddings import extract_embeddings

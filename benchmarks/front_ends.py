@@ -37,7 +37,7 @@ from benchmarks.front_ends_speed import (
     simulate_clips,
 )
 from benchmarks.log_mel import LogMelMean, nearest_neighbour_scores
-from benchmarks.quickstart import RECIPE, mean_interval
+from benchmarks.quickstart import RECIPE
 from data_scripts.factory import FactoryArguments, PlannedClip, simulate_clip, simulate_factory
 from data_scripts.near_far import decoded, known, load_near_far
 from modeling import FRONT_ENDS, AsdFeatureExtractor, AsdModel, FrontEnd
@@ -47,6 +47,7 @@ from nearfar.embeddings import extract_embeddings, model_inputs
 from nearfar.evaluation import evaluate_scores
 from nearfar.files import read_json, write_json
 from nearfar.guard import fit_guard
+from nearfar.intervals import mean_interval
 from nearfar.plots import plot_spectrograms
 from nearfar.proxy_labels import ProxyLabels
 from nearfar.training_arguments import TrainArguments

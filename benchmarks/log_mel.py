@@ -6,7 +6,7 @@ python -m benchmarks.log_mel --data_dir DATA --output_dir scores/log_mel
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
@@ -27,6 +27,8 @@ from nearfar.evaluation import (
 )
 from nearfar.files import whole_folder
 
+NUM_BINS = 128
+
 
 @dataclass(kw_only=True)
 class LogMelArguments:
@@ -38,15 +40,27 @@ class LogMelArguments:
     front_end: str = field(
         default="near", metadata={"help": f"Before the spectrogram; of {', '.join(FRONT_ENDS)}."}
     )
+    num_bands: int = field(
+        default=1, metadata={"help": "The 128 bins are compared in so many bands, each by itself."}
+    )
+    detector_options: dict | str | None = field(
+        default=None, metadata={"help": "Of the detector knn; its own: Euclidean, in one pool."}
+    )
 
 
 class LogMelMean(nn.Module):
-    """The 128 log-mel bins of what a front end returns, averaged over the clip's own frames."""
+    """The 128 log-mel bins of what a front end returns, averaged over the clip's own frames.
 
-    def __init__(self, front_end: str) -> None:
+    Args:
+        front_end: Name of the front end.
+        num_bands: B, into which the bins are divided.
+    """
+
+    def __init__(self, front_end: str, *, num_bands: int = 1) -> None:
         super().__init__()
         self.front_end = FRONT_ENDS[front_end]()
         self.spectrogram = KaldiLogMel()
+        self.num_bands = num_bands
 
     def forward(
         self,
@@ -55,10 +69,11 @@ class LogMelMean(nn.Module):
         attention_mask: Tensor,
         **_: Any,  # noqa: ANN401
     ) -> Embedded:
-        """Return embeddings (batch, 1, 1, 128)."""
+        """Return embeddings (batch, 1, B, 128 / B)."""
         lengths = attention_mask.sum(dim=1)
         waveforms = self.front_end(near_values, far_values, lengths)
-        return Embedded(self.spectrogram.time_average(waveforms, lengths)[:, None, None])
+        average = self.spectrogram.time_average(waveforms, lengths)
+        return Embedded(average.unflatten(-1, (self.num_bands, -1))[:, None])
 
 
 def main() -> None:
@@ -66,11 +81,14 @@ def main() -> None:
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     args = parse_arguments(LogMelArguments)
     check_names("front_end", [args.front_end], FRONT_ENDS)
+    if args.num_bands < 1 or NUM_BINS % args.num_bands:
+        raise ValueError(f"--num_bands {args.num_bands} does not divide {NUM_BINS} mel bins.")
     clips = load_near_far(args.data_dir, year=args.year, subsets=["dev"])
-    extractor, model = AsdFeatureExtractor(), LogMelMean(args.front_end)
+    extractor, model = AsdFeatureExtractor(), LogMelMean(args.front_end, num_bands=args.num_bands)
     references = extract_embeddings(model, decoded(clips["train"]), extractor, batch_size=32)
     tests = extract_embeddings(model, decoded(clips["test"]), extractor, batch_size=32)
-    table = nearest_neighbour_scores(references, tests, metric="euclidean")
+    options: Any = {"metric": "euclidean"} | (args.detector_options or {})
+    table = nearest_neighbour_scores(references, tests, **options)
     metrics = evaluate_scores(table) | {"seed": None, "recipe": "log_mel"}
     nothing = dict.fromkeys(table.machine_names)
     with whole_folder(args.output_dir, last=METRICS_FILE) as partial:
@@ -79,12 +97,14 @@ def main() -> None:
 
 
 def nearest_neighbour_scores(
-    references: EmbeddingTable, tests: EmbeddingTable, *, metric: Literal["cosine", "euclidean"]
+    references: EmbeddingTable,
+    tests: EmbeddingTable,
+    **options: Any,  # noqa: ANN401 - of KnnDetector
 ) -> ScoreTable:
-    """Score test clips by the distance to the nearest reference of their machine."""
+    """Score test clips by the distance to the nearest reference of their machine, in one pool."""
     scores = np.empty(len(tests))
     for machine in tests.machine_names:
-        detector = KnnDetector(metric=metric, per_domain=False)
+        detector = KnnDetector(**({"per_domain": False} | options))
         detector.fit(Tensor(references.select(machine).embedding))
         rows = tests.machines == machine
         scores[rows] = detector.anomaly_score(Tensor(tests.embedding[rows])).numpy()

@@ -97,7 +97,13 @@ def main() -> None:
         if not (encoder_folder(folder, name) / ENCODER_FILE).is_file()
     ]
     if untrained:
-        pretrain(untrained, folder, keep_data=args.keep_data)
+        pretrain(
+            untrained,
+            folder,
+            factory=PRETRAINING_FACTORY,
+            training=PRETRAINING,
+            keep_data=args.keep_data,
+        )
     for seed in args.seeds:
         pending = [
             (name, system)
@@ -111,13 +117,28 @@ def main() -> None:
         print(f"\n{name}\n{format_encoder(name, args.seeds, args.systems, folder)}")
 
 
-def pretrain(names: Sequence[str], folder: Path, *, keep_data: bool) -> None:
-    """Train encoders from scratch, all of them, and save each as a folder of its own."""
+def pretrain(
+    names: Sequence[str],
+    folder: Path,
+    *,
+    factory: Sequence[Any],
+    training: Sequence[Any],
+    keep_data: bool,
+) -> None:
+    """Train encoders from scratch, all of them, and save each as a folder of its own.
+
+    Args:
+        names: Of `ENCODERS`.
+        folder: Gets the encoders, see `encoder_folder`.
+        factory: Options of data_scripts.factory for the machines that are heard.
+        training: Options of train.py that win over the quickstart's recipe.
+        keep_data: Keep the simulated recordings.
+    """
     data = folder / "data" / "pretraining"
-    run_steps([simulation(data, PRETRAINING_SEED, PRETRAINING_FACTORY)], folder / "cache")
+    run_steps([simulation(data, PRETRAINING_SEED, factory)], folder / "cache")
     for name in names:
         run = folder / name / "pretraining"
-        train = [*TRAIN, "--data_dir", data, "--output_dir", run, *PRETRAINING]
+        train = [*TRAIN, "--data_dir", data, "--output_dir", run, *training]
         train += ["--encoder_config", json.dumps(ENCODERS[name]), "--seed", PRETRAINING_SEED]
         run_steps([train], folder / "cache")
         with whole_folder(encoder_folder(folder, name), last=ENCODER_FILE) as partial:

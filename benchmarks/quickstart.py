@@ -20,13 +20,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from scipy import stats
 
 from benchmarks.compare import METRICS, compare, format_rows
 from nearfar.arguments import parse_arguments, script
 from nearfar.files import read_json, whole_folder, write_json
 from nearfar.hub import RUN_FILE
+from nearfar.intervals import mean_interval
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE = ROOT / "recipes" / "quickstart.yaml"
@@ -152,16 +151,6 @@ def format_seeds(seeds: Sequence[int], results: Sequence[Mapping[str, Any]]) -> 
             f"{mean_ahead + half:+.2f}; ahead on {(difference > 0).sum()}"
         )
     return "\n".join(lines)
-
-
-def mean_interval(values: NDArray[np.float64]) -> tuple[float, float]:
-    """Return a mean over factories and half the width of its 95 % interval (Student's t).
-
-    Args:
-        values: (N,), two or more: one per factory; a paired difference, or any other figure.
-    """
-    half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
-    return float(values.mean()), float(half)
 
 
 if __name__ == "__main__":

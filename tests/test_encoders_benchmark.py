@@ -1,13 +1,11 @@
 """The benchmark compares like with like: the plain networks are the networks."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
 from torch import nn
 
-from benchmarks import encoder_sizes, encoders, training_step
+import train
+from benchmarks import encoder_sizes, encoders
 from benchmarks.encoder_sizes import Encoder
 from benchmarks.plain_encoders import plain_beats, plain_eat, plain_fisher
 from benchmarks.precisions import PerTokenLinear, measure_precisions, to_int8
@@ -115,36 +113,18 @@ def test_other_precisions_stand_beside_float32(monkeypatch) -> None:
     assert all(0 < row["official_score"] < 1 for row in rows)
 
 
-@pytest.mark.parametrize("options", [[], ["--trainable_layers", "1"], ["--lora_rank", "4"]])
-def test_a_training_step_says_what_it_trained_and_held(
-    options, tmp_path, monkeypatch, capsys
-) -> None:
-    monkeypatch.setattr(training_step, "ENCODERS", TINY)
-    path = tmp_path / "step.json"
-    words = ["--encoder", "eat", "--batch_size", "2", "--seconds", "1", "--json", str(path)]
-    monkeypatch.setattr("sys.argv", ["training_step.py", *words, *options])
-    training_step.main()
-    figures = read_json(path)
-    assert len(figures["steps"]) == 2
-    assert figures["seconds"] > 0
-    assert figures["peak_gib"] > 0
-    total = sum(parameter.numel() for parameter in build("eat").parameters())
-    assert (figures["trainable"] > total) is (not options)  # with a head, or a part of it only
-    assert "peak memory" in capsys.readouterr().out
+def test_the_steps_of_every_kind_of_training_are_measured(tmp_path, monkeypatch, capsys) -> None:
+    asked = []
 
+    def measured(path, values, **_):
+        asked.append((path.name, train.TrainArguments(**values, data_dir=path, output_dir=path)))
+        return {"seconds_per_update": 1.5, "peak_gib": 2.5, "trainable": 3_000_000}
 
-def test_the_steps_are_measured_in_processes_of_their_own(tmp_path, monkeypatch, capsys) -> None:
-    commands = []
-
-    def fake(command, **_):
-        commands.append(command)
-        figures = '{"seconds": 1.5, "peak_gib": 2.5, "trainable": 3000000, "steps": []}'
-        (tmp_path / command[command.index("--json") + 1]).write_text(figures)
-
-    monkeypatch.setattr(subprocess, "run", fake)
+    monkeypatch.setattr(encoders, "measured", measured)
     run(monkeypatch, tmp_path, "--parts training --encoders eat")
-    assert len(commands) == 3 * 2
-    assert all(command[0] == sys.executable for command in commands)
+    assert len({name for name, _ in asked}) == 3 * 2
+    assert [args.activation_checkpointing for _, args in asked] == [False, True] * 3
+    assert [args.lora_rank for _, args in asked] == [None] * 4 + [64] * 2
     table = capsys.readouterr().out
     assert len(table.splitlines()) == 3 + 1 + 6
     assert "3.00 M" in table
