@@ -13,6 +13,7 @@ from transformers import (
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from .adversary import ADVERSARIES, Adversary
+from .anomaly_map import AnomalyMap, BandMeans
 from .calibration import THRESHOLDS, Calibration, Decision, DomainPValue, ThresholdName
 from .configuration_asd import FORMAT_VERSION, AsdConfig, BeatsConfig, EatConfig, FisherConfig
 from .configuration_autoencoder import AutoencoderConfig
@@ -113,6 +114,7 @@ __all__ = [
     "AdaProjHead",
     "Adversary",
     "AnomalousSoundDetectionPipeline",
+    "AnomalyMap",
     "ArcFaceHead",
     "AsdConfig",
     "AsdFeatureExtractor",
@@ -124,6 +126,7 @@ __all__ = [
     "AttentiveStatisticsPooling",
     "AutoencoderConfig",
     "AutoencoderModel",
+    "BandMeans",
     "BeatsConfig",
     "BeatsForAudioClassification",
     "BeatsModel",
