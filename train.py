@@ -35,6 +35,7 @@ from modeling import (
     AsdModel,
     AutoencoderConfig,
     AutoencoderModel,
+    BandMeans,
     ReconstructionNetwork,
     ReferenceBank,
     ThresholdName,
@@ -51,7 +52,7 @@ from nearfar.guard import GuardDecision, fit_guard
 from nearfar.hub import write_run
 from nearfar.proxy_labels import PARTS, ProxyLabels, pseudo_attributes, renewed_labels
 from nearfar.schema import DOMAINS
-from nearfar.splits import held_out_rows, validation_rows
+from nearfar.splits import held_out_rows, spread_rows, validation_rows
 from nearfar.trackers import JsonLinesTracker
 from nearfar.training import train
 from nearfar.training_clips import TRAIN_CHANNELS, LabelledClips
@@ -62,6 +63,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("nearfar.train")
 
+PROFILE_CLIPS = 50  # references whose mean an anomaly map compares with, per machine
 LOCAL_ARGUMENTS = (
     "recipe",
     "data_dir",
@@ -296,6 +298,13 @@ def write_detector(
     )
     table = embedded(references, description="references")
     calibrating = None if held_back is None else embedded(held_back, description="calibration")
+    profiles = None
+    if args.kind == "model":
+        some = references.select(spread_rows(table.machines, per_machine=PROFILE_CLIPS))
+        means = BandMeans(model), feature_extractor
+        profiles = embed(
+            args, accelerator, *means, some, strengths=strengths, description="profiles"
+        )
     model.to("cpu")
     bank = ReferenceBank(
         model.config,
@@ -304,6 +313,8 @@ def write_detector(
         threshold=args.threshold,
         threshold_quantile=args.threshold_quantile,
     ).fit(table, calibration=calibrating, frozen_encoder=args.no_training)
+    if profiles is not None:
+        bank.keep_profiles(profiles)
     if accelerator.is_main_process:
         write_run(
             args.output_dir,

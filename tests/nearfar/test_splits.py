@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from nearfar.splits import held_out_rows, validation_rows
+from nearfar.splits import held_out_rows, spread_rows, validation_rows
 
 
 def groups_of(sizes: dict[tuple[str, str | None], int]) -> tuple[list[str], list[str | None]]:
@@ -109,3 +109,10 @@ def test_validation_that_cannot_be_is_refused() -> None:
         validation_rows(np.array([0, 0, 0, 1, 1]), share=0.2, seed=0)
     with pytest.raises(ValueError, match=r"validation_share=1.0 must be in \[0, 1\)"):
         validation_rows(np.array([0] * 9), share=1.0, seed=0)
+
+
+def test_spread_rows_take_so_many_of_each_machine_evenly_spaced() -> None:
+    machines = ["b"] * 9 + ["a"] * 2 + ["b"]
+    assert spread_rows(machines, per_machine=4) == [0, 3, 6, 9, 10, 11]
+    assert spread_rows(machines, per_machine=20) == list(range(12))
+    assert spread_rows(np.array(["a"], dtype=object), per_machine=1) == [0]
