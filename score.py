@@ -19,8 +19,8 @@ from accelerate import Accelerator
 from data_scripts.ground_truth import read_ground_truth
 from data_scripts.near_far import decoded, known, load_near_far
 from modeling import AsdFeatureExtractor, AsdModel, AutoencoderModel, Calibration, ReferenceBank
-from nearfar.arguments import parse_arguments, script
-from nearfar.embeddings import extract_embeddings
+from nearfar.arguments import check_names, parse_arguments, script
+from nearfar.embeddings import EmbeddingTable, extract_embeddings
 from nearfar.evaluation import METRICS_FILE, ScoreTable, evaluate_scores, table_year
 from nearfar.files import read_json
 from nearfar.fused_folders import FusionOptions, fuse_folders, stated_fusion
@@ -29,6 +29,7 @@ from nearfar.fusion_run import read_fusion, write_fusion_run
 from nearfar.hub import RUN_FILE, read_run
 from nearfar.metric_tables import PrintAs, format_metrics
 from nearfar.score_folder import Scored, write_scores
+from nearfar.score_plots import FROM_CLIPS, PLOTS, ScoredClips, draw_plots
 from nearfar.scorers import FusionScorer, Scorer
 
 logger = logging.getLogger("nearfar.score")
@@ -62,6 +63,10 @@ class ScoreArguments(FusionOptions):
     )
     num_resamples: int = field(default=1000, metadata={"help": "Of the bootstrap; 0: no interval."})
     print_as: PrintAs = field(default="table", metadata={"help": "table, csv, json or latex."})
+    plots: list[str] = field(
+        default_factory=list,
+        metadata={"help": f"Any of {', '.join(PLOTS)}, for each machine; ROC is always drawn."},
+    )
 
 
 @dataclass
@@ -98,8 +103,17 @@ class ModelScorer:
         **options: Any,  # noqa: ANN401
     ) -> ScoreTable:
         """Score decoded clips; `options` go to `extract_embeddings`."""
+        return self.score_embeddings(self.embed(clips, accelerator, **options))
+
+    def embed(
+        self,
+        clips: Sequence[dict[str, Any]],
+        accelerator: Accelerator | None = None,
+        **options: Any,  # noqa: ANN401
+    ) -> EmbeddingTable:
+        """Embed decoded clips; `options` go to `extract_embeddings`."""
         strengths = {name: self.bank.front_end_strength(name) for name in self.bank.machines}
-        table = extract_embeddings(
+        return extract_embeddings(
             self.model,
             clips,
             self.feature_extractor,
@@ -108,6 +122,9 @@ class ModelScorer:
             description="scoring",
             **options,
         )
+
+    def score_embeddings(self, table: EmbeddingTable) -> ScoreTable:
+        """Score clips by their embeddings."""
         scores = np.empty(len(table))
         for machine in table.machine_names:
             rows = np.flatnonzero(table.machines == machine)
@@ -129,10 +146,10 @@ def main() -> None:
         print(f"written to {args.output_dir}")  # noqa: T201 - the script's answer
         return
     accelerator = Accelerator()
-    scored = (
+    scored, explained = (
         score_clips(args, accelerator)
         if args.fuse is None
-        else fuse_folders(args, calibrate, num_resamples=args.num_resamples)
+        else (fuse_folders(args, calibrate, num_resamples=args.num_resamples), None)
     )
     if not accelerator.is_main_process:
         return
@@ -146,6 +163,13 @@ def main() -> None:
         num_calibration={name: len(c.file_names) for name, c in scored.calibrations.items()},
     )
     write_scores(args.output_dir, scored._replace(table=table), metrics | scored.provenance)
+    draw_plots(
+        args.output_dir / "plots",
+        args.plots,
+        table,
+        thresholds={name: c.threshold for name, c in scored.calibrations.items()},
+        scored=explained,
+    )
     print(format_metrics(metrics, args.print_as))  # noqa: T201 - the script's answer
     logger.info("written to %s", args.output_dir)
 
@@ -159,6 +183,12 @@ def check_arguments(args: ScoreArguments) -> None:
         raise ValueError("--model needs --data_dir, the recordings to score.")
     if args.output_dir.resolve() in [folder.resolve() for folder in args.fuse or ()]:
         raise ValueError(f"{args.output_dir} is a member of the fusion. Give another output_dir.")
+    check_names("plots", args.plots, PLOTS)
+    if args.fuse is not None and FROM_CLIPS & set(args.plots):
+        raise ValueError(
+            f"--plots {' '.join(args.plots)} needs a model and its clips, but --fuse reads scores. "
+            "Draw them with --model, or take --plots drift."
+        )
     if args.search_weights and args.ground_truth is not None:
         raise ValueError(
             "Weights are searched on development labels, never on an evaluation set's ground "
@@ -166,10 +196,17 @@ def check_arguments(args: ScoreArguments) -> None:
         )
 
 
-def score_clips(args: ScoreArguments, accelerator: Accelerator) -> Scored:
-    """Score the clips of a data folder with a run folder."""
+def score_clips(
+    args: ScoreArguments, accelerator: Accelerator
+) -> tuple[Scored, ScoredClips | None]:
+    """Score the clips of a data folder with a run folder; with a model's, say what of and by."""
     assert args.model is not None  # check_arguments
     scorer = load_scorer(args.model)
+    if FROM_CLIPS & set(args.plots) and not isinstance(scorer, ModelScorer):
+        raise ValueError(
+            f"--plots {' '.join(args.plots)} needs one model, but {args.model} is a fusion. Draw "
+            "them of its members, or take --plots drift."
+        )
     with accelerator.main_process_first():
         clips = load_near_far(
             args.data_dir,
@@ -180,17 +217,22 @@ def score_clips(args: ScoreArguments, accelerator: Accelerator) -> Scored:
             resample=args.resample,
         )["test"]
     scorer.check_machines(row["machine"] for row in known(clips))
-    table = scorer.score(
-        decoded(clips),
-        accelerator,
-        batch_size=args.extraction_batch_size,
-        num_workers=args.dataloader_num_workers,
-    )
-    return Scored(
+    rows, options = decoded(clips), {"batch_size": args.extraction_batch_size}
+    options["num_workers"] = args.dataloader_num_workers
+    explained = None
+    if isinstance(scorer, ModelScorer):
+        embeddings = scorer.embed(rows, accelerator, **options)
+        table = scorer.score_embeddings(embeddings)
+        parts = scorer.model, scorer.feature_extractor, scorer.bank
+        explained = ScoredClips(*parts, rows, embeddings)
+    else:
+        table = scorer.score(rows, accelerator, **options)
+    scored = Scored(
         table,
         {name: scorer.calibration(name) for name in table.machine_names},
         {name: scorer.metrics.get(name) for name in ("seed", "recipe", "frozen_encoder")},
     )
+    return scored, explained
 
 
 def calibrate(clips: CalibrationClips) -> Calibration:
