@@ -11,15 +11,16 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-from assembly.scorers import calibrate, load_scorer, load_test_clips, scored_by
+from assembly.scorers import ModelScorer, calibrate, load_scorer, load_test_clips, scored_by
 from data_scripts.ground_truth import read_ground_truth
-from nearfar.arguments import parse_arguments, script
+from nearfar.arguments import check_names, parse_arguments, script
 from nearfar.evaluation import evaluate_scores, table_year
 from nearfar.fused_folders import FusionOptions, fuse_folders, stated_fusion
 from nearfar.fusion_run import write_fusion_run
 from nearfar.hub import RUN_FILE
 from nearfar.metric_tables import PrintAs, format_metrics
 from nearfar.score_folder import Scored, write_scores
+from nearfar.score_plots import FROM_CLIPS, PLOTS, ScoredClips, draw_plots
 from nearfar.scorers import FusionScorer
 
 logger = logging.getLogger("nearfar.score")
@@ -52,6 +53,10 @@ class ScoreArguments(FusionOptions):
     )
     num_resamples: int = field(default=1000, metadata={"help": "Of the bootstrap; 0: no interval."})
     print_as: PrintAs = field(default="table", metadata={"help": "table, csv, json or latex."})
+    plots: list[str] = field(
+        default_factory=list,
+        metadata={"help": f"Any of {', '.join(PLOTS)}, for each machine; ROC is always drawn."},
+    )
 
 
 def main() -> None:
@@ -75,10 +80,10 @@ def main() -> None:
         print(f"written to {args.output_dir}")  # noqa: T201 - the script's answer
         return
     accelerator = Accelerator()
-    scored = (
+    scored, explained = (
         score_clips(args, accelerator)
         if args.fuse is None
-        else fuse_folders(args, calibrate, num_resamples=args.num_resamples)
+        else (fuse_folders(args, calibrate, num_resamples=args.num_resamples), None)
     )
     if not accelerator.is_main_process:
         return
@@ -92,6 +97,13 @@ def main() -> None:
         num_calibration={name: len(c.file_names) for name, c in scored.calibrations.items()},
     )
     write_scores(args.output_dir, scored._replace(table=table), metrics | scored.provenance)
+    draw_plots(
+        args.output_dir / "plots",
+        args.plots,
+        table,
+        thresholds={name: c.threshold for name, c in scored.calibrations.items()},
+        scored=explained,
+    )
     print(format_metrics(metrics, args.print_as))  # noqa: T201 - the script's answer
     logger.info("written to %s", args.output_dir)
 
@@ -105,6 +117,12 @@ def check_arguments(args: ScoreArguments) -> None:
         raise ValueError("--model needs --data_dir, the recordings to score.")
     if args.output_dir.resolve() in [folder.resolve() for folder in args.fuse or ()]:
         raise ValueError(f"{args.output_dir} is a member of the fusion. Give another output_dir.")
+    check_names("plots", args.plots, PLOTS)
+    if args.fuse is not None and FROM_CLIPS & set(args.plots):
+        raise ValueError(
+            f"--plots {' '.join(args.plots)} needs a model and its clips, but --fuse reads scores. "
+            "Draw them with --model, or take --plots drift."
+        )
     if args.search_weights and args.ground_truth is not None:
         raise ValueError(
             "Weights are searched on development labels, never on an evaluation set's ground "
@@ -112,10 +130,17 @@ def check_arguments(args: ScoreArguments) -> None:
         )
 
 
-def score_clips(args: ScoreArguments, accelerator: Accelerator) -> Scored:
-    """Score the clips of a data folder with a run folder."""
+def score_clips(
+    args: ScoreArguments, accelerator: Accelerator
+) -> tuple[Scored, ScoredClips | None]:
+    """Score the clips of a data folder with a run folder; with a model's, say what of and by."""
     assert args.model is not None  # check_arguments
     scorer = load_scorer(args.model)
+    if FROM_CLIPS & set(args.plots) and not isinstance(scorer, ModelScorer):
+        raise ValueError(
+            f"--plots {' '.join(args.plots)} needs one model, but {args.model} is a fusion. Draw "
+            "them of its members, or take --plots drift."
+        )
     clips = load_test_clips(
         args.data_dir,
         accelerator,

@@ -8,6 +8,7 @@ from assembly.training_clips import TrainingClips
 from modeling import (
     AsdForProxyClassification,
     AutoencoderModel,
+    BandMeans,
     ReferenceBank,
     encoder_fingerprint,
 )
@@ -16,10 +17,13 @@ from nearfar.embeddings import EmbeddingTable
 from nearfar.false_alarms import untouched_false_alarms
 from nearfar.guard import GuardDecision
 from nearfar.hub import write_run
+from nearfar.splits import spread_rows
 from nearfar.training_arguments import TrainArguments, resolved_recipe
 
 if TYPE_CHECKING:
     from peft import PeftModel  # of the extra "train"
+
+PROFILE_CLIPS = 50  # references whose mean an anomaly map compares with, per machine
 
 
 class System(NamedTuple):
@@ -56,6 +60,10 @@ def write_detector(
     calibrating = None
     if held_out is not None:
         calibrating = embedder(model.base_model, held_out, "calibration")
+    profiles = None
+    if args.kind == "model":
+        some = references.select(spread_rows(table.machines, per_machine=PROFILE_CLIPS))
+        profiles = embedder(BandMeans(model), some, "profiles")
     model.to("cpu")  # type: ignore[arg-type] # transformers types it as if it took a dtype alone
     bank = ReferenceBank(
         model.config,
@@ -65,6 +73,8 @@ def write_detector(
         threshold=args.threshold,
         threshold_quantile=args.threshold_quantile,
     ).fit(table, calibration=calibrating, folds=folds, frozen_encoder=args.no_training)
+    if profiles is not None:
+        bank.keep_profiles(profiles)
     num_held_out = 0 if held_out is None else len(held_out)
     calibrations = {name: bank.calibration(name) for name in bank.machines}
     if embedder.accelerator.is_main_process:

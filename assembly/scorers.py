@@ -21,6 +21,7 @@ from nearfar.fused_scores import CalibrationClips, verdicts
 from nearfar.fusion_run import read_fusion
 from nearfar.hub import read_run
 from nearfar.score_folder import Scored
+from nearfar.score_plots import ScoredClips
 from nearfar.score_table import ScoreTable
 from nearfar.scorers import FusionScorer, Scorer
 
@@ -174,15 +175,26 @@ def scored_by(
     clips: Dataset,
     accelerator: Accelerator,
     **options: Any,  # noqa: ANN401 - of extract_embeddings
-) -> Scored:
-    """Return the scores of test clips, with all that a score folder keeps beside them."""
+) -> tuple[Scored, ScoredClips | None]:
+    """Return the scores of test clips, with all that a score folder keeps beside them.
+
+    And, for a model's, what they were made of and by.
+    """
     scorer.check_machines(row["machine"] for row in known(clips))
-    table = scorer.score(decoded(clips), accelerator, **options)
-    return Scored(
+    rows, explained = decoded(clips), None
+    if isinstance(scorer, ModelScorer):
+        embeddings = scorer.embed(rows, accelerator, description="scoring", **options)
+        table = bank_scores(scorer.bank, embeddings)
+        parts = scorer.model, scorer.feature_extractor, scorer.bank
+        explained = ScoredClips(*parts, rows, embeddings)
+    else:
+        table = scorer.score(rows, accelerator, **options)
+    scored = Scored(
         table,
         {name: scorer.calibration(name) for name in table.machine_names},
         {name: scorer.metrics.get(name) for name in PROVENANCE},
     )
+    return scored, explained
 
 
 def calibrate(clips: CalibrationClips) -> Calibration:

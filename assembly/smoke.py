@@ -102,7 +102,7 @@ def score_smoke(args: TrainArguments) -> None:
     accelerator = Accelerator()
     scorer = load_scorer(args.output_dir)
     clips = load_test_clips(args.data_dir, accelerator, year=scorer.recipe["year"])
-    scored = scored_by(scorer, clips, accelerator)
+    scored, _ = scored_by(scorer, clips, accelerator)
     if not accelerator.is_main_process:
         return
     metrics = evaluate_scores(

@@ -13,6 +13,7 @@ from transformers import (
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from .adversary import ADVERSARIES, Adversary
+from .anomaly_map import AnomalyMap, BandMeans
 from .calibration import THRESHOLDS, Calibration, Decision, DomainPValue, ThresholdName
 from .configuration_asd import (
     FORMAT_VERSION,
@@ -123,6 +124,7 @@ __all__ = [
     "AdaProjHead",
     "Adversary",
     "AnomalousSoundDetectionPipeline",
+    "AnomalyMap",
     "ArcFaceHead",
     "AsdConfig",
     "AsdFeatureExtractor",
@@ -134,6 +136,7 @@ __all__ = [
     "AttentiveStatisticsPooling",
     "AutoencoderConfig",
     "AutoencoderModel",
+    "BandMeans",
     "BeatsConfig",
     "BeatsForAudioClassification",
     "BeatsModel",

@@ -1,7 +1,7 @@
 """What all detectors share: the protocol, the checks of what comes in, and the kept references."""
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol, Self, get_args
+from typing import NamedTuple, Protocol, Self, get_args
 
 import torch
 from torch import Tensor
@@ -16,6 +16,22 @@ QUERY_BLOCK = 256  # clips scored at a time
 
 class NotFittedError(ValueError):
     """A detector was asked for scores before `fit`."""
+
+
+class Decomposition(NamedTuple):
+    """One clip's score as a sum of products, one for each term, view and band.
+
+    score = ((embedding - origin) * direction).sum(), so that whatever the embedding is a sum of has
+    a share in the score.
+
+    Attributes:
+        origin: (terms, views, bands, size) float64, what the clip is compared with, such as one of
+            its neighbours a term, as long as the clip where lengths do not count.
+        direction: Same shape; 0 in a view that is not scored.
+    """
+
+    origin: Tensor
+    direction: Tensor
 
 
 class Detector(Protocol):
@@ -41,6 +57,9 @@ class Detector(Protocol):
 
     def nearest(self, embedding: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """Return indices (M, k) of the nearest references, nearest first, and their distances."""
+
+    def decompose(self, embedding: Tensor) -> Decomposition | None:
+        """Return one clip's score as a sum; None where it is none."""
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return what `fit` learned."""
@@ -139,6 +158,32 @@ class ReferenceDetector:
         found, distance = self._index.nearest(self._query(embedding), k)
         return rows[found], distance.float()
 
+    def comparable(self, embedding: Tensor) -> Tensor:
+        """Return clips as `references_` are: the scored views, of length 1 where those are."""
+        return prepared(self._query(embedding), self.metric)
+
+    def decompose(self, embedding: Tensor) -> Decomposition | None:
+        """Return one clip's score as a sum over terms, views and bands.
+
+        Args:
+            embedding: (1, views, bands, size).
+
+        Returns:
+            None where the score is no such sum: by LOF, by a mixture, with densities or z-scores;
+            and for an embedding of length 0, which has no direction.
+        """
+        if len(self._query(embedding)) != 1:
+            raise ValueError(f"decompose got {len(embedding)} clips. Give one: embedding[:1].")
+        # Not as the score sees it, in float32: so the sum is exact in float64.
+        part = self._decompose(self._scored_views(embedding.detach().cpu().double()))
+        if part is None or self.views is None:
+            return part
+        shape = (len(part.origin), embedding.shape[1], *part.origin.shape[2:])
+        whole = Decomposition(part.origin.new_zeros(shape), part.origin.new_zeros(shape))
+        whole.origin[:, self.views] = part.origin
+        whole.direction[:, self.views] = part.direction
+        return whole
+
     def state_dict(self) -> dict[str, Tensor]:
         """Return the references, the id of each one's domain, its row in `fit`, and the rest."""
         references, domain_ids, rows = self._kept()
@@ -178,6 +223,10 @@ class ReferenceDetector:
     def _score(self, query: Tensor) -> Tensor:
         """Return (M,) float64 for one block of checked clips."""
         raise NotImplementedError
+
+    def _decompose(self, query: Tensor) -> Decomposition | None:  # noqa: ARG002  a subclass may
+        """Return the sum that one clip's score is, of its scored views in float64."""
+        return None
 
     def _learned(self) -> list[str]:
         """Return the names of what `_learn` leaves behind, each an attribute with a final _."""
@@ -238,6 +287,34 @@ class ReferenceDetector:
         return [(view, band) for view in range(views) for band in range(bands)]
 
 
+def difference(clip: Tensor, references: Tensor, metric: Metric) -> Decomposition | None:
+    """Return the distances of one vector from several as sums, for `Decomposition`.
+
+    With unit vectors z and r, 1 - cos = |z - r|^2 / 2, so that each distance is the product of
+    z - r with a multiple of itself.
+
+    Args:
+        clip: (size,).
+        references: (n, size).
+        metric: Of the distances.
+
+    Returns:
+        (n, size) each; None for a clip of length 0 where lengths do not count.
+    """
+    clip, references = clip.double(), references.double()
+    length = clip.new_ones(())
+    if metric != "euclidean":
+        length = clip.norm()
+        if not length:
+            return None
+        references = length * torch.nn.functional.normalize(references, dim=-1)
+    away = clip - references  # (n, size), of the clip's scale
+    if metric == "cosine":
+        return Decomposition(references, away / (2 * length**2))
+    distance = away.norm(dim=-1, keepdim=True)
+    return Decomposition(references, (away / (length * distance)).where(distance > 0, 0.0))
+
+
 def checked(embedding: Tensor) -> Tensor:
     """Return embeddings as float32 on the CPU, or raise ValueError."""
     embedding = torch.as_tensor(embedding).detach().float().cpu()
@@ -287,6 +364,7 @@ def content_order(clips: Tensor) -> Tensor:
 __all__ = [
     "DOMAIN_IDS",
     "QUERY_BLOCK",
+    "Decomposition",
     "Detector",
     "NotFittedError",
     "ReferenceDetector",
@@ -294,4 +372,5 @@ __all__ = [
     "check_choice",
     "checked",
     "content_order",
+    "difference",
 ]

@@ -2,12 +2,16 @@
 
 import copy
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+from torch import Tensor
 from transformers import PreTrainedModel
 
+from .anomaly_map import AnomalyMap
 from .configuration_asd import FORMAT_VERSION
+from .detector_base import Detector
 from .hub_files import keep_companions, keep_head, loaded_commit
 from .reference_bank import ReferenceBank
 
@@ -65,6 +69,30 @@ class DetectorPreTrainedModel(PreTrainedModel):
             )
         model._loaded_from = {"name_or_dir": name_or_dir, **origin}
         return loaded
+
+    def anomaly_map(
+        self,
+        inputs: Mapping[str, Tensor | None],  # noqa: ARG002  a subclass's, like the others
+        detector: Detector,  # noqa: ARG002
+        *,
+        machine: str,  # noqa: ARG002
+        profile: Tensor | None = None,  # noqa: ARG002
+    ) -> AnomalyMap:
+        """Return why one clip scores as it does.
+
+        Args:
+            inputs: What `forward` takes, of one clip without padding.
+            detector: Of the clip's machine, fitted.
+            machine: Its full name.
+            profile: Of its normal clips, see `BandMeans`; None without one.
+
+        Raises:
+            ValueError: This kind of model has no map, or as `forward`.
+        """
+        raise ValueError(
+            f"A {type(self).__name__} draws no anomaly map. Leave out map=True, or take an "
+            "AsdModel or an AutoencoderModel."
+        )
 
     def load_reference_bank(self) -> ReferenceBank | None:
         """Return the bank beside the weights this model was loaded from; None if there is none.

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .detector_base import check_at_least, content_order
+from .detector_base import Decomposition, check_at_least, content_order
 from .model_detector import ModelDetector
 
 
@@ -68,6 +68,11 @@ class KmeansDetector(ModelDetector):
     def _score_part(self, model: dict[str, Tensor], query: Tensor, clips: Tensor) -> Tensor:  # noqa: ARG002  the model is enough
         exact = "donot_use_mm_for_euclid_dist"
         return torch.cdist(query, model["centers"], compute_mode=exact).amin(dim=1).square() / 2
+
+    def _decompose_part(self, model: dict[str, Tensor], clip: Tensor) -> Decomposition:
+        away = clip - model["centers"]
+        nearest = int(away.norm(dim=1).argmin())
+        return Decomposition(model["centers"][nearest], away[nearest] / 2)
 
 
 __all__ = ["KmeansDetector"]

@@ -21,9 +21,11 @@ from .density import (
 from .detector_base import (
     DOMAIN_IDS,
     QUERY_BLOCK,
+    Decomposition,
     ReferenceDetector,
     check_at_least,
     check_choice,
+    difference,
 )
 from .neighbor_search import Metric, ReferenceIndex
 from .synthetic_references import DEFAULT_NEIGHBORS, Mixtures, Oversampling, memmix, smote
@@ -251,6 +253,31 @@ class KnnDetector(ReferenceDetector):
 
     def _score(self, query: Tensor) -> Tensor:
         return self._smallest(query)
+
+    def _decompose(self, query: Tensor) -> Decomposition | None:
+        if self.normalization != "none" or self.standardization == "z_score":
+            return None
+        scores = self._domain_scores(query)[..., 0]  # (groups, 1 or views)
+        scales = self.scales_ if self.standardization != "none" else torch.ones_like(scores)
+        chosen = (scores / scales).argmin(dim=0)  # the group of the clip, or of each view
+        _, views, bands, size = query.shape
+        shape = (self.num_neighbors, views, bands, size)
+        origin, direction = (torch.zeros(shape, dtype=torch.float64) for _ in range(2))
+        for view, band in self._parts():
+            column = view if len(chosen) > 1 else 0
+            number = int(chosen[column])
+            group = self._groups[number]
+            one = query[:, view : view + 1, band : band + 1]
+            found, _ = group.indexes[view, band].nearest(one, self.num_neighbors)
+            nearest = group.members[found[0], view, band]  # (k, size)
+            part = difference(query[0, view, band], nearest, self.metric)
+            if part is None:
+                return None
+            counted = len(nearest)  # a small domain has fewer
+            share = 1 / (counted * views * bands * scales[number, column])
+            origin[:counted, view, band] = part.origin
+            direction[:counted, view, band] = part.direction * share
+        return Decomposition(origin, direction)
 
     def _smallest(
         self,

@@ -6,7 +6,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from .detector_base import check_choice
+from .detector_base import Decomposition, check_choice
 from .model_detector import ModelDetector
 from .neighbor_search import Metric
 
@@ -73,6 +73,13 @@ class MahalanobisDetector(ModelDetector):
     def _score_part(self, model: dict[str, Tensor], query: Tensor, clips: Tensor) -> Tensor:  # noqa: ARG002  the model is enough
         residual = query - model["mean"]
         return (residual @ model["whitening"].double().T).square().sum(dim=1)
+
+    def _decompose_part(self, model: dict[str, Tensor], clip: Tensor) -> Decomposition:
+        whitening = model["whitening"].double()
+        return Decomposition(
+            model["mean"],
+            whitening.T @ (whitening @ (clip - model["mean"])),  # C^-1 r
+        )
 
 
 def shrunk_covariance(

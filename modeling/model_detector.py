@@ -7,7 +7,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from .detector_base import DOMAIN_IDS, ReferenceDetector, content_order
+from .detector_base import DOMAIN_IDS, Decomposition, ReferenceDetector, content_order
 from .neighbor_search import Metric
 
 NUM_FOLDS = 10
@@ -98,6 +98,10 @@ class ModelDetector(ReferenceDetector):
                 self.parameters_[f"{name}.{number}"] = stacked.unflatten(0, shape).contiguous()
 
     def _score(self, query: Tensor) -> Tensor:
+        return self._group_scores(query).amin(dim=0)
+
+    def _group_scores(self, query: Tensor) -> Tensor:
+        """Return (groups, M) float64: the mean over views and bands by each group's models."""
         references, _, _ = self._kept()
         clips = self._as_kept(query)
         scores = []
@@ -112,7 +116,28 @@ class ModelDetector(ReferenceDetector):
                 for v, b in self._parts()
             ]
             scores.append(torch.stack(parts).mean(dim=0))
-        return torch.stack(scores).amin(dim=0)
+        return torch.stack(scores)
+
+    def _decompose(self, query: Tensor) -> Decomposition | None:
+        models = self._models(int(self._group_scores(query)[:, 0].argmin()))
+        clip = self._as_kept(query)[0]  # (views, bands, size)
+        parts = [
+            self._decompose_part(
+                {name: stacked[v, b] for name, stacked in models.items()}, clip[v, b]
+            )
+            for v, b in self._parts()
+        ]
+        found = [part for part in parts if part is not None]
+        # A clip that is brought to length 1 is its own sum divided by its length.
+        lengths = torch.ones_like(clip[..., :1])
+        if self.metric != "euclidean":
+            lengths = query[0].double().norm(dim=-1, keepdim=True)
+        if len(found) < len(parts) or not bool(lengths.all()):
+            return None
+        origin, direction = (
+            torch.stack([part[i] for part in found]).unflatten(0, clip.shape[:2]) for i in range(2)
+        )
+        return Decomposition((lengths * origin)[None], (direction / lengths / len(parts))[None])
 
     def _groups(self) -> list[Tensor]:
         """Return the positions of the references that each model is made of."""
@@ -159,6 +184,15 @@ class ModelDetector(ReferenceDetector):
             clips: (n, size) float32, what the model was made of.
         """
         raise NotImplementedError
+
+    def _decompose_part(self, model: dict[str, Tensor], clip: Tensor) -> Decomposition | None:  # noqa: ARG002  a subclass may
+        """Return the score by one model as a product of two vectors (size,), None if it is none.
+
+        Args:
+            model: What `_fit_part` returned.
+            clip: (size,) float64, of length 1 where the references are.
+        """
+        return None
 
 
 __all__ = ["ModelDetector"]

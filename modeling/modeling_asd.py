@@ -9,13 +9,15 @@ from torch import Tensor, nn
 from transformers.utils.generic import ModelOutput, can_return_tuple
 
 from .adversary import ADVERSARIES, Adversary, reversal_strength
+from .anomaly_map import AnomalyMap, embedding_map
 from .configuration_asd import CHANNELS, AsdConfig
+from .detector_base import Detector
 from .detector_checkpoint import DetectorPreTrainedModel
 from .encoder_inputs import check_far
 from .front_ends import FRONT_ENDS
 from .heads import HEADS, Head
 from .modeling_noise_aware import WRAPPED_ENCODERS, NoiseAwareModel, WrappedEncoder
-from .pooling import POOLINGS, Pooling
+from .pooling import POOLINGS, HeardLayer, Pooling
 from .spec_augment import mask_spectrogram
 
 Encoder = WrappedEncoder | NoiseAwareModel
@@ -102,6 +104,38 @@ class AsdPreTrainedModel(DetectorPreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, (Head, Adversary)):
             module.reset_parameters()
+
+    def anomaly_map(
+        self,
+        inputs: Mapping[str, Tensor | None],
+        detector: Detector,
+        *,
+        machine: str,  # noqa: ARG002  an autoencoder's
+        profile: Tensor | None = None,
+    ) -> AnomalyMap:
+        """Return why one clip scores as it does; see anomaly_map.py.
+
+        Args:
+            inputs: What `forward` takes, of one clip without padding.
+            detector: Of the clip's machine, fitted.
+            machine: Not read.
+            profile: Of the machine's normal clips, see `BandMeans`; None without one.
+
+        Raises:
+            ValueError: The profile is another model's, or as `forward`.
+        """
+        return embedding_map(self.base_model, inputs, detector, profile)
+
+    def heard_waveform(self, inputs: Mapping[str, Tensor | None]) -> Tensor:
+        """Return what the first channel that is heard sounds like, (batch, num_samples) float32.
+
+        Args:
+            inputs: What `forward` takes.
+        """
+        model: Any = self.base_model
+        names = ("near_values", "far_values", "attention_mask", "front_end_strength")
+        waveforms: dict[str, Tensor] = model.waveforms(*(inputs.get(name) for name in names))
+        return waveforms[model.heard_channels[0]]
 
 
 class AsdModel(AsdPreTrainedModel):
@@ -219,27 +253,48 @@ class AsdModel(AsdPreTrainedModel):
             ValueError: The far channel is to be encoded and missing, shapes differ, or a clip is
                 shorter than one patch.
         """
+        return self.embed(
+            self.hear(
+                near_values,
+                far_values,
+                attention_mask,
+                front_end_strength,
+                has_far,
+                spectrogram_masks,
+            )
+        )
+
+    def hear(
+        self,
+        near_values: Tensor,
+        far_values: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        front_end_strength: Tensor | None = None,
+        has_far: Tensor | None = None,
+        spectrogram_masks: Tensor | None = None,
+    ) -> dict[str, list[HeardLayer]]:
+        """Return what the encoder makes of each channel it hears, a `HeardLayer` per scored layer.
+
+        Args and errors are `forward`'s; `embed` makes its output of the result.
+        """
         if attention_mask is None:
             attention_mask = torch.ones_like(near_values, dtype=torch.long)
-        # What is encoded, each once.
-        names = dict.fromkeys(name for c in self.config.channels for name in CHANNELS[c])
-        if "far" in names:
+        if "far" in self.heard_channels:
             check_far(far_values, has_far)
         waveforms = self.waveforms(near_values, far_values, attention_mask, front_end_strength)
-        beside = waveforms.get("far") if self.reads_far else None
-        if beside is not None:
-            there = beside.any(dim=1)  # as for a front end: a clip of zeros has none
-            has_far = there if has_far is None else there & has_far
-        heard = {
+        beside = self.heard_beside(waveforms, has_far)
+        return {
             name: self.encode(
                 waveforms[name],
                 attention_mask,
                 spectrogram_masks,
-                far=None if name == "far" else beside,
-                has_far=has_far,
+                beside={} if name == "far" else beside,
             )
-            for name in names
+            for name in self.heard_channels
         }
+
+    def embed(self, heard: Mapping[str, list[HeardLayer]]) -> AsdModelOutput:
+        """Return the embeddings of what `hear` returned."""
         pooled = self.pool(heard, self.pooling)
         if self.config.join_bands:
             pooled = pooled.flatten(2)[:, :, None]  # (B, views, 1, bands * D)
@@ -253,6 +308,26 @@ class AsdModel(AsdPreTrainedModel):
     def reads_far(self) -> bool:
         """Whether the encoder hears far beside near: it is a noise-aware one."""
         return isinstance(self.encoder, NoiseAwareModel)
+
+    @property
+    def heard_channels(self) -> list[str]:
+        """Names of what is encoded, each once."""
+        return list(dict.fromkeys(name for c in self.config.channels for name in CHANNELS[c]))
+
+    def heard_beside(
+        self, waveforms: Mapping[str, Tensor], has_far: Tensor | None
+    ) -> dict[str, Tensor]:
+        """Return what a noise-aware encoder takes beside near; nothing for other encoders.
+
+        Args:
+            waveforms: What `waveforms` returns.
+            has_far: (batch,), whether a clip has a far channel; None looks for sound in it.
+        """
+        far = waveforms.get("far") if self.reads_far else None
+        if far is None:
+            return {}
+        there = far.any(dim=1)  # as for a front end: a clip of zeros has none
+        return {"far_values": far, "has_far": there if has_far is None else there & has_far}
 
     def waveforms(
         self,
@@ -291,28 +366,40 @@ class AsdModel(AsdPreTrainedModel):
         attention_mask: Tensor,
         spectrogram_masks: Tensor | None = None,
         *,
-        far: Tensor | None = None,
-        has_far: Tensor | None = None,
-    ) -> list[tuple[Tensor, Tensor, tuple[int, int], Tensor]]:
-        """Return what `Pooling.forward` takes, for each scored layer of one channel.
+        beside: Mapping[str, Tensor] | None = None,
+    ) -> list[HeardLayer]:
+        """Return what the encoder makes of one channel, for each scored layer.
 
-        A noise-aware encoder takes the far channel beside it.
+        A noise-aware encoder takes `heard_beside`, too.
+        """
+        grid = self.encoder.patch_grid(waveform.shape[1])
+        inputs = {"input_values": waveform, **(beside or {})}
+        if spectrogram_masks is not None:
+            patch_size: Any = self.encoder.config.patch_size
+            own = self.encoder.patch_mask(attention_mask).sum(dim=1)  # (B,) patches
+            num_frames = patch_size * own // grid[1]
+            inputs = {
+                name.replace("values", "features"): mask_spectrogram(
+                    self.encoder.spectrogram(x, attention_mask), num_frames, spectrogram_masks
+                )
+                if name.endswith("values")
+                else x
+                for name, x in inputs.items()
+            }
+        return self.encode_inputs(inputs, attention_mask, grid)
+
+    def encode_inputs(
+        self, inputs: Mapping[str, Tensor], attention_mask: Tensor, grid: tuple[int, int]
+    ) -> list[HeardLayer]:
+        """Return what the encoder makes of waveforms or spectrograms, for each scored layer.
+
+        Args:
+            inputs: `input_values` or `input_features`, as the encoder takes them.
+            attention_mask: (batch, num_samples).
+            grid: (time, band) of the patches.
         """
         deepest = max(self.layers)  # no encoder has a norm or anything else behind its last layer
         patch_mask = self.encoder.patch_mask(attention_mask)  # (B, patches)
-        grid = self.encoder.patch_grid(waveform.shape[1])
-        inputs = {"input_values": waveform} | ({} if far is None else {"far_values": far})
-        if spectrogram_masks is not None:
-            patch_size: Any = self.encoder.config.patch_size
-            num_frames = patch_size * patch_mask.sum(dim=1) // grid[1]
-            inputs = {
-                name.replace("values", "features"): mask_spectrogram(
-                    self.encoder.spectrogram(values, attention_mask), num_frames, spectrogram_masks
-                )
-                for name, values in inputs.items()
-            }
-        if far is not None and has_far is not None:
-            inputs["has_far"] = has_far
         output = self.encoder(
             **inputs,
             attention_mask=attention_mask,
@@ -323,18 +410,18 @@ class AsdModel(AsdPreTrainedModel):
             last = layer == deepest
             hidden_states = output.last_hidden_state if last else output.hidden_states[layer]
             class_tokens, patches = self.encoder.split(hidden_states)
-            heard.append((patches, patch_mask, grid, class_tokens))
+            heard.append(HeardLayer(patches, patch_mask, grid, class_tokens))
         return heard
 
     def pool(
         self,
-        heard: Mapping[str, list[tuple[Tensor, Tensor, tuple[int, int], Tensor]]],
+        heard: Mapping[str, list[HeardLayer]],
         pooling: Pooling,
     ) -> Tensor:
         """Return the embeddings (batch, views, bands, D) of all scored channels and layers.
 
         Args:
-            heard: Channel -> what `encode` returns of it.
+            heard: What `hear` returns.
             pooling: Of one layer.
         """
         pooled = {  # (B, layers, bands, D) each

@@ -4,7 +4,7 @@ Written from their description (`nttcslab/dcase2023_task2_baseline_ae`, version 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, ClassVar
@@ -14,9 +14,12 @@ from torch import Tensor, nn
 from transformers import initialization as init
 from transformers.utils.generic import ModelOutput, can_return_tuple
 
+from .anomaly_map import AnomalyMap
 from .configuration_autoencoder import AutoencoderConfig
+from .detector_base import Detector
 from .detector_checkpoint import DetectorPreTrainedModel
 from .encoder_inputs import check_far
+from .map_axes import frame_axes
 from .spectrogram import LibrosaLogMel
 
 # Whose residuals have a covariance of their own; None is for clips of an unknown domain.
@@ -99,28 +102,71 @@ class ReconstructionNetwork(nn.Module):
             log_mel: (batch, frames, num_mel_bins), padded at the end.
             num_frames: (batch,) frames of each clip, `num_stacked_frames` or more.
         """
-        vectors = log_mel.unfold(1, self.num_stacked_frames, 1).mT.flatten(2)  # (B, rows, size)
-        vectors = vectors.to(self.whitening.dtype)
-        residual = (self(vectors.flatten(0, 1)).view_as(vectors) - vectors).float()
+        residual = self.residual(log_mel)
         num_rows = num_frames - self.num_stacked_frames + 1  # (B,)
         own = torch.arange(residual.shape[1], device=residual.device) < num_rows[:, None]
         residual = residual * own[..., None]
         if self.scoring == "mse":
             error: Tensor = residual.square().mean(dim=2).sum(dim=1) / num_rows
             return error
+        # The authors average all entries of residual @ inverse @ residual.T over the clip's frames,
+        # those between two different frames too: it is the form of the mean residual.
+        frames = residual.unflatten(2, (self.num_stacked_frames, self.num_mel_bins))
+        mean = frames.mean(dim=2).sum(dim=1) / num_rows[:, None]  # (B, num_mel_bins)
+        whitened = mean @ self.known_whitening().float()  # (domains, B, num_mel_bins)
+        distances: Tensor = whitened.square().sum(dim=2)
+        return distances.amin(dim=0)
+
+    def score_shares(self, log_mel: Tensor) -> Tensor:
+        """Return the share of each frame and filter in one clip's score, which is their sum.
+
+        The mean squared error is a sum of squares as it is. The Mahalanobis distance m' C^-1 m is
+        one of products, of each residual with its filter of C^-1 m, as m is the mean residual.
+
+        Args:
+            log_mel: (1, frames, num_mel_bins), without padding.
+
+        Returns:
+            (frames, num_mel_bins) float64.
+        """
+        shape = (self.num_stacked_frames, self.num_mel_bins)
+        frames = self.residual(log_mel)[0].cpu().double().unflatten(1, shape)
+        if self.scoring == "mse":
+            shares = frames.square() / frames.numel()
+        else:
+            mean = frames.mean(dim=(0, 1))
+            whitening = self.known_whitening().cpu().double()  # (domains, bins, bins)
+            nearest = int((mean @ whitening).square().sum(dim=1).argmin())
+            shares = frames * (whitening[nearest] @ (mean @ whitening[nearest]))
+            shares = shares / (frames.shape[0] * frames.shape[1])
+        total: Tensor = shares.new_zeros(log_mel.shape[1:])
+        for offset, part in enumerate(shares.unbind(dim=1)):  # row r holds the frames from r on
+            total[offset : offset + len(part)] += part
+        return total
+
+    def residual(self, log_mel: Tensor) -> Tensor:
+        """Return what the network makes of each stack of frames, less the stack itself.
+
+        Args:
+            log_mel: (batch, frames, num_mel_bins).
+
+        Returns:
+            (batch, frames - num_stacked_frames + 1, num_stacked_frames * num_mel_bins) float32.
+        """
+        vectors = log_mel.unfold(1, self.num_stacked_frames, 1).mT.flatten(2)  # (B, rows, size)
+        vectors = vectors.to(self.whitening.dtype)
+        residual: Tensor = (self(vectors.flatten(0, 1)).view_as(vectors) - vectors).float()
+        return residual
+
+    def known_whitening(self) -> Tensor:
+        """Return W of each domain that has a covariance, (domains, num_mel_bins, num_mel_bins)."""
         known = self.whitening.flatten(1).any(dim=1)
         if not bool(known.any()):
             raise ValueError(
                 "This network has no covariance of residuals, so there is no Mahalanobis score. "
                 "Train it with train.py, or take scoring='mse'."
             )
-        # The authors average all entries of residual @ inverse @ residual.T over the clip's frames,
-        # those between two different frames too: it is the form of the mean residual.
-        frames = residual.unflatten(2, (self.num_stacked_frames, self.num_mel_bins))
-        mean = frames.mean(dim=2).sum(dim=1) / num_rows[:, None]  # (B, num_mel_bins)
-        whitened = mean @ self.whitening.float()  # (domains, B, num_mel_bins)
-        distances: Tensor = whitened.square().sum(dim=2)
-        return distances[known].amin(dim=0)
+        return self.whitening[known]
 
 
 class AutoencoderModel(DetectorPreTrainedModel):
@@ -233,6 +279,45 @@ class AutoencoderModel(DetectorPreTrainedModel):
             )
             scores[rows] = heard_by(machine, rows)
         return AutoencoderOutput(embedding=scores[..., None, None])
+
+    @torch.no_grad()
+    def anomaly_map(
+        self,
+        inputs: Mapping[str, Tensor | None],
+        detector: Detector,
+        *,
+        machine: str,
+        profile: Tensor | None = None,  # noqa: ARG002  AsdModel's: a residual is compared with zero
+    ) -> AnomalyMap:
+        """Return why one clip scores as it does: its reconstruction error by frame and filter.
+
+        Args:
+            inputs: What `forward` takes, of one clip without padding.
+            detector: Of the machine.
+            machine: Its full name.
+            profile: Not read.
+
+        Raises:
+            KeyError: The machine has no network.
+            ValueError: As `forward`, or the detector's score is no sum.
+        """
+        names = ("near_values", "far_values", "attention_mask", "has_far")
+        given: dict[str, Any] = {name: inputs.get(name) for name in names}
+        log_mel, _ = self.log_mel(**given)
+        networks: Any = self.networks_of(machine)
+        shares = [networks[channel].score_shares(log_mel[channel]) for channel in networks]
+        scores = torch.stack([share.sum() for share in shares])
+        parts = detector.decompose(scores[None, :, None, None])
+        if parts is None:
+            raise ValueError(f"{machine} has a map by its norm detector only.")
+        weights = parts.direction[0, :, 0, 0]
+        values = torch.einsum("c,ctb->tb", weights, torch.stack(shares))
+        axes = frame_axes(self.spectrogram, len(values))
+        return AnomalyMap(values, axes, "additive", "reconstruction")
+
+    def heard_waveform(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Return what the first channel that is heard sounds like, as it came."""
+        return inputs[f"{self.config.channels[0]}_values"]
 
     def log_mel(
         self,

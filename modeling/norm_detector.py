@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .detector_base import ReferenceDetector
+from .detector_base import Decomposition, ReferenceDetector
 
 
 class NormDetector(ReferenceDetector):
@@ -44,6 +44,11 @@ class NormDetector(ReferenceDetector):
     def _score(self, query: Tensor) -> Tensor:
         lengths: Tensor = query.double().norm(dim=-1)  # (M, views, bands)
         return lengths.mean(dim=(1, 2))
+
+    def _decompose(self, query: Tensor) -> Decomposition:
+        clip = query.double()  # (1, views, bands, size)
+        direction = torch.nn.functional.normalize(clip, dim=-1) / clip[0, :, :, 0].numel()
+        return Decomposition(torch.zeros_like(clip), direction)
 
 
 __all__ = ["NormDetector"]

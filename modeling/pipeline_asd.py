@@ -62,7 +62,10 @@ class AnomalousSoundDetectionPipeline(Pipeline):
     `Decision`; the last three are None for a machine without calibration), domain_p_values
     (p_value and resolution, the smallest it could be, in each domain with calibration clips; no
     verdict comes from them), nearest_references (file_name, domain and distance of each) and
-    machine, its full name. Nothing is resampled.
+    machine, its full name. With `map=True` also map: why the score is what it is, the share of each
+    piece of time and frequency of the sound that the model hears (after its front end). It has
+    values (a list of times, each a list of bands, low first), time_edges_seconds and band_edges_hz
+    (one more each), method and neutral, as `AnomalyMap` describes them. Nothing is resampled.
     """
 
     # The base class's None would type these; they are bool | None.
@@ -114,6 +117,7 @@ class AnomalousSoundDetectionPipeline(Pipeline):
         machine: str | None = None,
         sampling_rate: int | None = None,
         num_nearest: int | None = None,
+        map: bool | None = None,
         **kwargs: int | None,
     ) -> Result | list[Result] | Iterator[Result]:
         """Judge one clip or many; the class says what a clip is and what is returned.
@@ -125,6 +129,8 @@ class AnomalousSoundDetectionPipeline(Pipeline):
             machine: Of every clip, whatever its row says: a full name or a bare machine type.
             sampling_rate: In hertz, of the waveforms whose row does not say it.
             num_nearest: How many of the nearest references are named; 3 by default.
+            map: Whether results have a map, at the cost of a second embedding or of many (where
+                it is made by occlusion, see anomaly_map.py).
             **kwargs: `batch_size` and `num_workers`, as every pipeline.
 
         Raises:
@@ -148,6 +154,7 @@ class AnomalousSoundDetectionPipeline(Pipeline):
             inputs = (clip for clip in inputs)  # the base class streams a generator, no data set
         _ = self.reference_bank  # read once, before any worker process starts
         given = {"machine": machine, "sampling_rate": sampling_rate, "num_nearest": num_nearest}
+        given |= {"map": map}
         options = {name: value for name, value in given.items() if value is not None}
         results: Result | list[Result] | Iterator[Result]
         results = super().__call__(inputs, **kwargs, **options)
@@ -158,10 +165,13 @@ class AnomalousSoundDetectionPipeline(Pipeline):
         machine: str | None = None,
         sampling_rate: int | None = None,
         num_nearest: int | None = None,
+        map: bool | None = None,  # noqa: FBT001  passed by name
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         before = {"machine": machine, "sampling_rate": sampling_rate}
+        during = {} if map is None else {"map": map}
         after = {} if num_nearest is None else {"num_nearest": num_nearest}
-        return {name: value for name, value in before.items() if value is not None}, {}, after
+        given = {name: value for name, value in before.items() if value is not None}
+        return given, during, after
 
     def preprocess(  # type: ignore[override]  # the base class allows any parameter
         self,
@@ -213,13 +223,33 @@ class AnomalousSoundDetectionPipeline(Pipeline):
         return {key: inputs[key] for key in wanted} | {"front_end_strength": strengths}
 
     def _forward(  # type: ignore[override]  # the base class allows any parameter
-        self, input_tensors: dict[str, Any]
+        self,
+        input_tensors: dict[str, Any],
+        map: bool = False,  # noqa: FBT001, FBT002  the base class passes it by name
     ) -> dict[str, Any]:
         """Embed one batch; the embedding comes first, because its length tells the batch's size."""
         machine = input_tensors.pop("machine")
-        if self.model.reads_machines:
-            input_tensors["machines"] = [machine] if isinstance(machine, str) else machine
-        return {"embedding": self.model(**input_tensors).embedding, "machine": machine}
+        machines = [machine] if isinstance(machine, str) else machine
+        named = {"machines": machines} if self.model.reads_machines else {}
+        outputs = {"embedding": self.model(**input_tensors, **named).embedding, "machine": machine}
+        if map:
+            maps = [
+                self._map({name: x[i : i + 1] for name, x in input_tensors.items()}, machine)
+                for i, machine in enumerate(machines)
+            ]
+            outputs["map"] = maps[0] if isinstance(machine, str) else maps
+        return outputs
+
+    def _map(self, inputs: dict[str, Tensor], machine: str) -> Result:
+        """Return why one clip scores as it does: alone, without the padding of its batch."""
+        length = int(inputs["attention_mask"].sum())
+        for name in ("near_values", "far_values", "attention_mask"):
+            inputs[name] = inputs[name][:, :length]
+        bank: ReferenceBank = self.reference_bank
+        detector, profile = bank.fitted_detector(machine), bank.profiles.get(machine)
+        drawn = self.model.anomaly_map(inputs, detector, machine=machine, profile=profile)
+        described: Result = drawn.as_dict()
+        return described
 
     def postprocess(  # type: ignore[override]  # the base class allows any parameter
         self, model_outputs: dict[str, Any], num_nearest: int = 3
@@ -229,11 +259,12 @@ class AnomalousSoundDetectionPipeline(Pipeline):
         embedding = model_outputs["embedding"]
         score = bank.anomaly_score(embedding, machine).item()
         by_domain = bank.domain_p_values(score, machine)
-        return bank.decide(score, machine)._asdict() | {
+        result = bank.decide(score, machine)._asdict() | {
             "domain_p_values": {domain: told._asdict() for domain, told in by_domain.items()},
             "nearest_references": bank.nearest_references(embedding, machine, k=num_nearest)[0],
             "machine": machine,
         }
+        return result | {name: model_outputs[name] for name in ("map",) if name in model_outputs}
 
     def save_pretrained(
         self,

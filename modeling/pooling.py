@@ -1,7 +1,25 @@
 """Hidden states of a clip's patches -> its embedding."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
+
+
+class HeardLayer(NamedTuple):
+    """What one layer of the encoder makes of one channel: what `Pooling.forward` takes.
+
+    Attributes:
+        patches: (batch, patches, D), ordered by time, then by band.
+        mask: (batch, patches) bool, True = sound.
+        grid: (time, band), patches along both.
+        class_tokens: (batch, class tokens, D).
+    """
+
+    patches: Tensor
+    mask: Tensor
+    grid: tuple[int, int]
+    class_tokens: Tensor
 
 
 class Pooling(nn.Module):
@@ -327,6 +345,7 @@ __all__ = [
     "AttentiveStatisticsPooling",
     "ClsPooling",
     "GemPooling",
+    "HeardLayer",
     "MeanPooling",
     "Pooling",
     "RdpPooling",

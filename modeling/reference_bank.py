@@ -139,6 +139,10 @@ class ReferenceBank:
         threshold: "percentile", linear between order statistics, or "gamma", by the gamma
             distribution that fits best (for positive scores).
         threshold_quantile: Share of normal clips that should stay below the threshold.
+
+    Attributes:
+        profiles: What each machine's bands normally hold, for its anomaly maps; `keep_profiles`
+            makes them, and a machine may have none.
     """
 
     def __init__(
@@ -169,6 +173,7 @@ class ReferenceBank:
         self.provenance = dict(provenance or {})
         self.threshold_name: ThresholdName = threshold
         self.threshold_quantile = threshold_quantile
+        self.profiles: dict[str, Tensor] = {}
         self._machines: dict[str, _Machine] = {}
         self._warned_of: set[str] = set()  # machines without threshold, said once each
 
@@ -220,6 +225,7 @@ class ReferenceBank:
             else self._learn(name, clips, None, calibrated=cross_fitted[name])
             for name, clips in references.items()
         }
+        self.profiles = {}
         return self
 
     def enroll(
@@ -251,6 +257,28 @@ class ReferenceBank:
             frozen_encoder=frozen_encoder,
             calibrated=self._cross_fit(folds).get(machine),
         )
+        self.profiles.pop(machine, None)
+        return self
+
+    def keep_profiles(self, table: Table) -> Self:
+        """Take as each machine's profile the mean over its clips of a table.
+
+        A profile changes no score. With it, an anomaly map compares each band with what that band
+        normally is, so that a steady fault shows too; see anomaly_map.py.
+
+        Args:
+            table: Normal clips, with what `BandMeans` returns in the place of embeddings. Some
+                dozens of a machine's references do.
+
+        Raises:
+            UnknownMachineError: The bank holds no such machine.
+            ValueError: A clip is an anomaly.
+        """
+        for name, clips in _by_machine(table).items():
+            if name not in self._machines:
+                raise UnknownMachineError(f"{name!r} has no references, so it needs no profile.")
+            _check_normal(clips, f"profile clips of {name}")
+            self.profiles[name] = clips.embedding.double().mean(dim=0).float()
         return self
 
     def resolve(self, machine: str | None) -> str:
@@ -278,6 +306,10 @@ class ReferenceBank:
             f"The reference bank has no machine {machine!r}. It holds: {held}. "
             f"Give ReferenceBank.enroll normal clips of {machine!r} first."
         )
+
+    def fitted_detector(self, machine: str | None = None) -> Detector:
+        """Return what scores a machine's clips."""
+        return self._machines[self.resolve(machine)].detector
 
     def anomaly_score(self, embedding: Tensor, machine: str | None = None) -> Tensor:
         """Return (M,) float32 for embeddings (M, views, bands, size); higher is more anomalous."""
@@ -437,6 +469,8 @@ class ReferenceBank:
         for name, held in self._machines.items():
             scores = held.calibration.anomaly_scores
             state = held.detector.state_dict() | {"calibration_scores": scores}
+            if name in self.profiles:
+                state["profile"] = self.profiles[name]
             tensors |= {f"{name}.{key}": tensor.contiguous() for key, tensor in state.items()}
         described: dict[str, Any] = {
             "format_version": FORMAT_VERSION,
@@ -522,6 +556,8 @@ class ReferenceBank:
             prefix = f"{name}."
             state = {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
             scores = state.pop("calibration_scores")
+            if "profile" in state:  # older banks have none
+                bank.profiles[name] = state.pop("profile")
             unknown = [None] * len(scores)
             bank._machines[name] = _Machine(
                 bank._new_detector().load_state_dict(state),

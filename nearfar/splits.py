@@ -148,3 +148,14 @@ def _share_of_each(groups: NDArray[Any], share: float, seed: int) -> NDArray[np.
             count = min(max(1, round(share * len(rows))), len(rows) - 1)
         chosen[rng.choice(rows, count, replace=False)] = True
     return chosen
+
+
+def spread_rows(machines: Sequence[str] | NDArray[np.object_], *, per_machine: int) -> list[int]:
+    """Return rows of at most so many clips of each machine, evenly spaced, in ascending order."""
+    names = np.asarray(machines, dtype=object)
+    rows: list[int] = []
+    for name in sorted(set(names.tolist())):
+        own = np.flatnonzero(names == name)
+        picked = np.linspace(0, len(own) - 1, min(len(own), per_machine)).round().astype(int)
+        rows += own[picked].tolist()
+    return sorted(rows)

@@ -46,6 +46,7 @@ def scored(trained: Path, factory_dir: Path, tmp_path_factory: pytest.TempPathFa
     folder = tmp_path_factory.mktemp("scores") / "tiny"
     with pytest.MonkeyPatch.context() as monkeypatch:
         arguments = ["--model", trained, "--data_dir", factory_dir, "--output_dir", folder]
+        arguments += ["--plots", "drift", "embeddings", "maps"]
         run_script(score, [*arguments, "--num_resamples", 50], monkeypatch)
     return folder
 
@@ -101,7 +102,8 @@ def test_score_writes_challenge_files_for_every_machine(scored: Path) -> None:
         written = {name: float(value) for name, value in rows}
         assert written == dict(zip(clips.file_names, clips.anomaly_scores, strict=True))
         assert (scored / f"decision_result_{machine_type}_section_00_test.csv").is_file()
-        assert (scored / "plots" / f"2026_{machine_type}_00.png").stat().st_size > 5000
+        for plot in ("", "_drift", "_embeddings", "_map"):
+            assert (scored / "plots" / f"2026_{machine_type}_00{plot}.png").stat().st_size > 5000
 
 
 def test_a_clip_scores_alone_as_in_score_py(trained: Path, scored: Path, factory_dir: Path) -> None:
@@ -125,7 +127,9 @@ def test_the_pipeline_gives_the_verdict_of_score_py(
     row = np.flatnonzero(
         (table.file_names == path.name) & (table.machines == f"2026/{path.parts[-3]}/00")
     )[0]
-    verdict = pipe(str(path), machine=path.parts[-3])
+    verdict = pipe(str(path), machine=path.parts[-3], map=True)
+    assert np.sum(verdict["map"]["values"]) == pytest.approx(verdict["anomaly_score"], rel=1e-3)
+    assert (verdict["map"]["method"], verdict["map"]["neutral"]) == ("additive", "profile")
     assert verdict["anomaly_score"] == pytest.approx(table.anomaly_scores[row], abs=1e-5)
     assert verdict["p_value"] == pytest.approx(table.p_values[row])
     assert int(verdict["anomalous"]) == int(table.decisions[row])

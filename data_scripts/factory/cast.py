@@ -62,6 +62,7 @@ def simulate_clip(
     *,
     severity: float | None = None,
     recordings: Recordings | None = None,
+    fault_stem: bool = False,
 ) -> Clip:
     """Return one clip of a factory; `severity` replaces an anomalous clip's own."""
     machine = machine_of(arguments.seed, clip.machine, arguments.preset)
@@ -78,4 +79,5 @@ def simulate_clip(
         anomalous=clip.condition == "anomaly",
         severity=severity,
         recordings=recordings,
+        fault_stem=fault_stem,
     )

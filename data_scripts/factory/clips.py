@@ -25,12 +25,17 @@ class Clip:
         far: Same shape.
         machine: (2, num_samples), the machine alone at near and far.
         noise: (2, num_samples), everything else.
+        fault_kind: One of `faults_of(machine)`; None if it has none.
+        fault: (2, num_samples), what `machine` has more, and has less, than the same machine at the
+            same moment without its fault; zero if it has none, None if it was not asked for.
     """
 
     near: NDArray[np.float32]
     far: NDArray[np.float32]
     machine: NDArray[np.float32]
     noise: NDArray[np.float32]
+    fault_kind: str | None = None
+    fault: NDArray[np.float32] | None = None
 
 
 def render_clip(
@@ -45,6 +50,7 @@ def render_clip(
     anomalous: bool = False,
     severity: float | None = None,
     recordings: Recordings | None = None,
+    fault_stem: bool = False,
 ) -> Clip:
     """Simulate one clip.
 
@@ -63,18 +69,20 @@ def render_clip(
         anomalous: Whether the machine has a fault, of a drawn kind.
         severity: Of the fault, 0 to 1; None draws it.
         recordings: Real noise, in the place of some of the simulated.
+        fault_stem: Whether the clip has `fault`; the machine is simulated twice for it.
     """
+
     # Not seed.spawn, which counts its calls: rendering a clip again gives the same clip.
-    machine_rng, noise_rng, level_rng, fault_rng = (
-        np.random.default_rng(
-            np.random.SeedSequence(seed.entropy, spawn_key=(*seed.spawn_key, stream))
-        )
-        for stream in range(4)
-    )
-    fault = _draw_fault(machine, preset, severity, fault_rng) if anomalous else NO_FAULT
-    excitation = _excite(
-        machine, setting, fault, scene.lead_in + num_samples, preset, machine_rng, fault_rng
-    )
+    def generator(stream: int) -> np.random.Generator:
+        key = (*seed.spawn_key, stream)
+        return np.random.default_rng(np.random.SeedSequence(seed.entropy, spawn_key=key))
+
+    machine_rng, noise_rng, level_rng, fault_rng = (generator(stream) for stream in range(4))
+    kind, fault = None, NO_FAULT
+    if anomalous:
+        kind, fault = _draw_fault(machine, preset, severity, fault_rng)
+    total = scene.lead_in + num_samples
+    excitation = _excite(machine, setting, fault, total, preset, machine_rng, fault_rng)
     factor = machine.tool(setting).resonance_factor
     body = functools.partial(
         _body_gain,
@@ -89,20 +97,28 @@ def render_clip(
     noise_db = -level_rng.uniform(*snr_db) - scene.snr_offset_db
     overall_db = level_rng.uniform(*preset.level_db) + scene.level_offset_db  # of full scale
     near_rms = float(np.sqrt(np.mean(np.square(stem[0], dtype=np.float64))))
-    stem *= np.float32(10 ** ((overall_db + machine_db) / 20) / max(near_rms, 1e-12))
+    gain = np.float32(10 ** ((overall_db + machine_db) / 20) / max(near_rms, 1e-12))
+    healthy = None
+    if fault_stem:
+        without = _excite(machine, setting, NO_FAULT, total, preset, generator(0), fault_rng)
+        healthy = gain * machine_at_microphones(scene, without, body)
+    stem *= gain
     noise *= np.float32(10 ** ((overall_db + noise_db) / 20))
     near, far = np.clip(stem + noise, -1.0, 1.0)  # as a converter does
-    return Clip(near=near, far=far, machine=stem, noise=noise)
+    added = None if healthy is None else stem - healthy
+    return Clip(near=near, far=far, machine=stem, noise=noise, fault_kind=kind, fault=added)
 
 
 def _draw_fault(
     machine: Machine, preset: Preset, severity: float | None, rng: np.random.Generator
-) -> Fault:
+) -> tuple[str, Fault]:
+    """Return the kind of a fault and the fault."""
     kind = str(rng.choice(list(faults_of(machine))))
     drawn = float(rng.uniform(*preset.severity))
-    return make_fault(
+    fault = make_fault(
         machine, kind, drawn if severity is None else severity, gain_db=preset.fault_gain_db
     )
+    return kind, fault
 
 
 def _excite(

@@ -209,6 +209,27 @@ def test_a_clip_is_the_sum_of_its_stems_and_does_not_clip() -> None:
         assert np.abs(both).max() < 1
 
 
+@pytest.mark.parametrize("number", range(4))
+def test_a_fault_stem_is_what_the_healthy_machine_at_the_same_gain_does_not_have(number) -> None:
+    for index in range(3):
+        plain = rendered(number, index, anomalous=True)
+        clip = rendered(number, index, anomalous=True, fault_stem=True)
+        assert plain.fault is None
+        np.testing.assert_array_equal(clip.near, plain.near)
+        assert clip.fault_kind in FAULTS[machine_of(0, number).family]
+        healthy, rest = rendered(number, index).machine, clip.machine - clip.fault
+        # Both microphones by one factor: the level is set after the fault.
+        gain = np.vdot(rest, healthy) / np.vdot(healthy, healthy)
+        np.testing.assert_allclose(rest, gain * healthy, atol=1e-5)
+        assert gain != pytest.approx(1, abs=1e-6) or clip.fault_kind == "slip"
+
+
+def test_a_healthy_clip_has_no_fault() -> None:
+    clip = rendered(0, 0, fault_stem=True)
+    assert clip.fault_kind is None
+    assert not clip.fault.any()
+
+
 def test_the_signal_to_noise_ratio_at_near_stays_in_the_bounds_of_the_preset() -> None:
     low, high = PRESET.snr_db["source"]
     for number in range(4):

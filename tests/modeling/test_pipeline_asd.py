@@ -17,6 +17,7 @@ from modeling import (
     ReferenceBank,
     encoder_fingerprint,
 )
+from modeling.detector_checkpoint import DetectorPreTrainedModel
 from modeling.pipeline_asd import AnomalousSoundDetectionPipeline
 
 FAN, PUMP = "2026/fan/00", "2026/pump/00"
@@ -329,6 +330,44 @@ def test_an_unknown_or_unnamed_machine_is_the_banks_error(pipe, wav) -> None:
         pipe(path, machine="slider")
     with pytest.raises(KeyError, match="Which machine"):
         pipe(path)
+
+
+def test_a_map_is_why_the_score_is_what_it_is_the_same_in_any_batch(pipe) -> None:
+    rows = [
+        {"near": near, "far": far, "sampling_rate": RATE, "machine": "fan"}
+        for seed, num_samples in [(50, 6_000), (51, 9_001)]
+        for near, far in [recording(seed, num_samples).T]
+    ]
+    alone = [pipe(row, map=True) for row in rows]
+    for result, row in zip(alone, rows, strict=True):
+        assert json.loads(json.dumps(result)) == result
+        drawn, plain = result["map"], pipe(row)
+        assert result == plain | {"map": drawn}
+        assert "map" not in plain
+        assert drawn["method"] == "additive"
+        assert np.sum(drawn["values"]) == pytest.approx(result["anomaly_score"], rel=1e-3)
+        shape = len(drawn["time_edges_seconds"]) - 1, len(drawn["band_edges_hz"]) - 1
+        assert np.shape(drawn["values"]) == shape
+    together = pipe(rows, batch_size=2, map=True)
+    assert [result["map"] for result in together] == [result["map"] for result in alone]
+
+
+def test_a_map_explains_the_cleaned_sound(folder, wav) -> None:
+    path, pipe = wav(recording(50)), load(folder)
+    values = []
+    for strength in (0.0, 1.0):
+        pipe.reference_bank.guard[FAN] = strength
+        result = pipe(path, machine=FAN, map=True)
+        assert np.sum(result["map"]["values"]) == pytest.approx(result["anomaly_score"], rel=1e-3)
+        values.append(result["map"]["values"])
+    assert values[0] != values[1]
+
+
+def test_a_model_without_a_map_says_so(folder, wav) -> None:
+    pipe = load(folder)
+    pipe.model.anomaly_map = DetectorPreTrainedModel.anomaly_map.__get__(pipe.model)
+    with pytest.raises(ValueError, match="AsdModel draws no anomaly map"):
+        pipe(wav(recording(50)), machine=FAN, map=True)
 
 
 def test_a_misspelt_option_is_refused(pipe, wav) -> None:

@@ -18,6 +18,7 @@ from modeling import (
     UnknownMachineError,
     encoder_fingerprint,
     hub_files,
+    reference_bank,
 )
 from modeling.configuration_asd import FORMAT_VERSION
 from modeling.detectors import BANK_DETECTORS
@@ -288,6 +289,40 @@ def test_clips_that_a_bank_must_not_learn_from_are_refused(
 def test_the_same_file_name_in_another_machine_is_another_clip(config) -> None:
     both = joined(table(5), table(5, machine=PUMP))
     ReferenceBank(config).fit(both, calibration=table(3, machine=PUMP, prefix="held_out"))
+
+
+def test_a_profile_is_the_mean_over_a_machines_clips_and_changes_no_score(
+    config, bank, queries, tmp_path
+) -> None:
+    before = bank.anomaly_score(queries, FAN)
+    means = joined(table(5, prefix="profile"), table(4, machine=PUMP, prefix="profile"))
+    bank.keep_profiles(means)
+    expected = means.select(FAN).embedding.astype(np.float64).mean(axis=0)
+    np.testing.assert_allclose(bank.profiles[FAN], expected, rtol=1e-6)
+    assert torch.equal(bank.anomaly_score(queries, FAN), before)
+    for detector in ("knn", "kmeans"):  # neighbours and a model, whose states differ
+        other = ReferenceBank(AsdConfig(detector=detector)).fit(means).keep_profiles(means)
+        other.save_pretrained(tmp_path)
+        loaded = ReferenceBank.from_pretrained(tmp_path)
+        assert loaded.profiles.keys() == {FAN, PUMP}
+        assert torch.equal(loaded.profiles[FAN], bank.profiles[FAN])
+        assert torch.equal(loaded.anomaly_score(queries, FAN), other.anomaly_score(queries, FAN))
+
+
+def test_a_machine_that_is_learned_again_has_no_profile_of_before(bank) -> None:
+    bank.enroll("press", table(6)).keep_profiles(table(3, machine="local/press/00"))
+    bank.keep_profiles(table(3))
+    bank.enroll("press", table(6, seed=1))
+    assert set(bank.profiles) == {FAN}
+    assert not bank.fit(table(5)).profiles
+
+
+def test_a_profile_of_anomalies_or_of_an_unknown_machine_is_refused(bank) -> None:
+    with pytest.raises(ValueError, match="1 profile clips of 2026/fan/00 are anomalies"):
+        bank.keep_profiles(table(2, conditions=["normal", "anomaly"]))
+    with pytest.raises(UnknownMachineError, match="'2026/slider/00' has no references"):
+        bank.keep_profiles(table(2, machine="2026/slider/00"))
+    assert not bank.profiles
 
 
 def test_an_unknown_machine_is_answered_with_what_the_bank_holds_and_what_to_do(bank) -> None:

@@ -10,7 +10,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from nearfar.metrics import overall_metrics
-from nearfar.plots import COLORS, plot_calibration, plot_machine, plot_spectrograms, power_db
+from nearfar.plots import (
+    COLORS,
+    plot_anomaly_map,
+    plot_calibration,
+    plot_drift,
+    plot_embeddings,
+    plot_machine,
+    plot_spectrograms,
+    power_db,
+)
 
 
 def column(values: list[str | None]) -> np.ndarray:
@@ -161,6 +170,112 @@ def test_spectrograms_share_their_axes_and_their_colours(tmp_path: Path, drawn: 
     assert list(pictures[0].get_extent()) == [0, 0.5, 0, 8]
     near, far = (picture.get_array().max() for picture in pictures[:2])
     assert near - far == pytest.approx(20)
+
+
+def points_of(axes: Axes) -> np.ndarray:
+    return np.concatenate([np.asarray(group.get_offsets()) for group in axes.collections])
+
+
+@pytest.mark.parametrize("projection", ["pca", "tsne"])
+def test_every_clip_and_reference_is_a_point_of_the_embedding_map(
+    tmp_path: Path, drawn: list[Axes], projection: str
+) -> None:
+    rng = np.random.default_rng(0)
+    pairs = [*KNOWN * 3, (None, None)]
+    domains, conditions = column([p[0] for p in pairs]), column([p[1] for p in pairs])
+    clips, references = rng.normal(size=(13, 2, 1, 5)), rng.normal(size=(7, 2, 1, 5))
+    path = tmp_path / "a" / "fan.png"
+    options = {"references": references, "projection": projection}
+    plot_embeddings(path, "2026/fan/00", clips, conditions, domains, **options)
+    assert image.imread(path).std() > 0.05
+    assert len(points_of(drawn[0])) == 20
+    names = [text.get_text() for text in drawn[0].get_legend().get_texts()]
+    assert names[0] == "references (7)"
+    assert sorted(names[1:]) == sorted(
+        [f"{domain} {condition} (3)" for domain, condition in KNOWN] + ["unlabelled (1)"]
+    )
+    assert drawn[0].get_title() == "2026/fan/00: embeddings"
+
+
+def test_principal_components_are_the_references_alone(tmp_path: Path, drawn: list[Axes]) -> None:
+    rng = np.random.default_rng(0)
+    references = rng.normal(size=(30, 1, 1, 3)) * [1.0, 5.0, 0.1]  # nothing happens in the third
+    clips = rng.normal(size=(4, 1, 1, 3)) * [0.1, 0.1, 100.0]
+    unknown = column([None] * 4)
+    for known in (references, None):
+        plot_embeddings(tmp_path / "fan.png", "fan", clips, unknown, unknown, references=known)
+    assert abs(points_of(drawn[0])[30:]).max() < 20
+    assert abs(points_of(drawn[1])).max() > 50
+
+
+def test_what_has_no_plane_is_refused(tmp_path: Path) -> None:
+    unknown = column([None] * 2)
+    with pytest.raises(ValueError, match="fan has 2 clips; a plane takes three"):
+        plot_embeddings(tmp_path / "fan.png", "fan", np.ones((2, 1, 1, 4)), unknown, unknown)
+    with pytest.raises(ValueError, match="fan has one number for each clip"):
+        plot_embeddings(tmp_path / "fan.png", "fan", np.ones((2, 1, 1, 1)), unknown, unknown)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_trend_is_that_of_the_normal_clips_and_outliers_do_not_bend_it(
+    tmp_path: Path, drawn: list[Axes]
+) -> None:
+    times = np.arange(40.0)
+    scores = 0.5 + 0.01 * times
+    scores[7] = 100.0
+    conditions = column(["normal"] * 30 + ["anomaly"] * 10)
+    scores[30:] += 5.0
+    domains = column(["source"] * 40)
+    for given in (None, 2 * times):
+        plot_drift(
+            tmp_path / "fan.png", "fan", scores, conditions, domains, times=given, threshold=0.75
+        )
+    by_order, by_time = drawn
+    assert by_order.get_title().startswith("fan: trend +1 per 100 clips")
+    assert by_time.get_title().startswith("fan: trend +0.5 per 100 hours")
+    lines = {line.get_label(): line for line in by_order.lines}
+    assert lines["trend"].get_ydata() == pytest.approx([0.5, 0.79], abs=0.02)
+    assert list(lines["threshold"].get_ydata()) == [0.75, 0.75]
+    assert len(points_of(by_order)) == 40
+
+
+def test_too_few_clips_have_no_trend(tmp_path: Path, drawn: list[Axes]) -> None:
+    unknown = column([None])
+    plot_drift(tmp_path / "fan.png", "2026/fan/00", np.ones(1), unknown, unknown)
+    assert drawn[0].get_title() == "2026/fan/00"
+    assert not drawn[0].lines
+
+
+def test_a_map_lies_over_the_spectrogram_and_by_itself(tmp_path: Path, drawn: list[Axes]) -> None:
+    values = np.array([[0.0, -1.0], [2.0, 0.5], [0.25, 0.0]])
+    drawing = {
+        "values": values.tolist(),
+        "time_edges_seconds": [0.0, 0.2, 0.4, 0.6],
+        "band_edges_hz": [20.0, 1_000.0, 8_000.0],
+        "method": "additive",
+    }
+    tone = np.sin(np.arange(9_600) * 0.5).astype(np.float32)
+    nearest = [{"file_name": "a.wav", "domain": None, "distance": 0.123456}]
+    for beside in (None, {"the fault": tone}):
+        plot_anomaly_map(
+            tmp_path / "map.png",
+            "2026/fan/00, clip",
+            tone,
+            drawing,
+            sampling_rate=16_000,
+            beside=beside,
+            nearest=nearest,
+        )
+    over, alone = drawn[:2]
+    assert alone.collections[0].get_array().tolist() == values.T.tolist()
+    assert over.collections[1].get_array().min() == 0  # only what makes the clip anomalous
+    low, high = alone.collections[0].get_clim()
+    assert (low, high) == (-2.0, 2.0)  # white is zero
+    assert alone.get_ylim() == (0, 8)
+    assert (
+        over.get_figure()._supxlabel.get_text().endswith("a.wav (unknown domain, distance 0.123)")
+    )
+    assert [axes.get_title() for axes in drawn[4:7]][1] == "the fault"
 
 
 def test_a_tone_lies_in_its_bin() -> None:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from nearfar.splits import fold_numbers, held_out_rows, validation_rows
+from nearfar.splits import fold_numbers, held_out_rows, spread_rows, validation_rows
 
 
 def groups_of(sizes: dict[tuple[str, str | None], int]) -> tuple[list[str], list[str | None]]:
@@ -174,3 +174,10 @@ def test_folds_that_would_leave_a_detector_too_little_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         fold_numbers(["2026/fan/00"] * count, [None] * count, num_folds=num_folds, seed=0)
+
+
+def test_spread_rows_take_so_many_of_each_machine_evenly_spaced() -> None:
+    machines = ["b"] * 9 + ["a"] * 2 + ["b"]
+    assert spread_rows(machines, per_machine=4) == [0, 3, 6, 9, 10, 11]
+    assert spread_rows(machines, per_machine=20) == list(range(12))
+    assert spread_rows(np.array(["a"], dtype=object), per_machine=1) == [0]

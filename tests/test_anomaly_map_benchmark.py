@@ -1,0 +1,96 @@
+"""The benchmark of anomaly maps at toy size, in this process: measures, resumes, draws."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib import image
+
+import train
+from benchmarks import anomaly_map
+from benchmarks.anomaly_map import FIGURES
+from data_scripts.factory import Clip
+from data_scripts.factory.__main__ import main as simulate
+from modeling.map_axes import MapAxes
+from nearfar.files import read_json
+from tests.scripts import TINY_RECIPE, run_script
+
+
+@pytest.fixture
+def steps(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """The commands that the benchmark runs, here in this process and with a tiny encoder."""
+    done: list[list[str]] = []
+
+    def run_steps(steps: Sequence[Sequence[Any]], cache: Path) -> None:
+        for step in steps:
+            words = [str(word) for word in step]
+            if "data_scripts.factory" in words:
+                assert simulate([*words[words.index("--output_dir") :], "--num_workers", "1"]) == 0
+            else:
+                last = [*TINY_RECIPE, "--max_steps", "2", "--warmup_steps", "0"]
+                run_script(train, [*words[words.index("--recipe") :], *last], monkeypatch)
+            done.append(words)
+
+    monkeypatch.setattr(anomaly_map, "run_steps", run_steps)
+    sizes = {"MACHINES": 1, "SOURCE_TRAIN": 8, "TARGET_TRAIN": 4, "SECONDS": 1.0, "REFERENCES": 2}
+    for name, value in sizes.items():
+        monkeypatch.setattr(anomaly_map, name, value)
+    return done
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *words: object) -> None:
+    monkeypatch.setattr("sys.argv", ["anomaly_map.py", *map(str, words)])
+    anomaly_map.main()
+
+
+def test_maps_are_measured_once_and_a_clip_is_drawn(
+    steps: list[list[str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    arguments = ["--output_dir", tmp_path / "maps", "--seeds", 1, "--clips", 3]
+    arguments += ["--systems", "untrained", "untrained, GeM"]
+    run(monkeypatch, *arguments)
+    table = capsys.readouterr().out
+    run(monkeypatch, *arguments)
+    assert table.endswith(capsys.readouterr().out)  # nothing was done again
+    assert len(steps) == 3
+    rows = read_json(tmp_path / "maps" / "seed_001" / "untrained_maps.json")["rows"]
+    assert len(rows) == 2 * 3
+    assert {row["method"] for row in rows} == {"additive"}
+    gem = read_json(tmp_path / "maps" / "seed_001" / "untrained_GeM_maps.json")["rows"]
+    assert {row["method"] for row in gem} == {"occlusion"}
+    # The recordings, the faults and the plain difference are the same for both systems.
+    plain = "spectrogram difference"
+    assert [(row["fault"], row[plain]) for row in rows] == [
+        (row["fault"], row[plain]) for row in gem
+    ]
+    figures = [row[way][name] for row in rows for way in anomaly_map.WAYS for name in FIGURES]
+    assert 0 <= min(figures) < max(figures) <= 1
+    assert not [path for path in (tmp_path / "maps").glob("seed_*/*") if path.is_dir()]
+    with pytest.raises(ValueError, match="has 3 clips per machine and domain, asked for are 4"):
+        run(monkeypatch, *arguments[:4], "--clips", 4, "--systems", "untrained")
+    run(monkeypatch, *arguments[:6], "--systems", "untrained", "--figure", tmp_path / "map.png")
+    assert image.imread(tmp_path / "map.png").std() > 0.05
+
+
+def test_the_cells_of_a_fault_are_those_where_it_stands_out_over_the_rest() -> None:
+    axes = MapAxes([0.0, 0.5, 1.0], [0.0, 2_000.0, 4_000.0, 6_000.0, 8_000.0, 8_001.0])
+    time = np.arange(16_000) / 16_000
+    late_tone = np.where(time > 0.6, np.sin(2 * np.pi * 5_000 * time), 0.0).astype(np.float32)
+    hum = 30 * np.sin(2 * np.pi * 1_000 * time).astype(np.float32)
+    noise = 0.01 * np.random.default_rng(0).standard_normal(16_000).astype(np.float32)
+    fault = np.stack([0.1 * late_tone + 0.01 * hum, late_tone])  # most energy is in the hum
+    near = fault[0] + hum + noise
+    clip = Clip(near=near, far=near, machine=fault, noise=fault, fault=fault)
+    assert anomaly_map.fault_cells(clip, axes).nonzero() == (np.array([1]), np.array([2]))
+
+
+def test_overlap_is_the_chance_that_a_cell_of_the_fault_has_the_larger_value() -> None:
+    where = np.array([[True, False], [False, True]])
+    values = np.array([[3.0, 1.0], [-5.0, 0.0]])
+    assert anomaly_map.overlap(values, where) == {"auc": 0.75, "mass": 0.75}
+    assert anomaly_map.overlap(-np.ones((2, 2)), where) == {"auc": 0.5, "mass": 0.0}
