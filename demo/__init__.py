@@ -1,0 +1,1 @@
+"""The parts of app.py's page; they may import everything, and only app.py imports them."""

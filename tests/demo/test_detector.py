@@ -1,0 +1,226 @@
+"""Verdicts, enrolments and comparisons of the demo are those of the project's other doors."""
+
+import json
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from demo.actions import Actions
+from demo.comparison import ComparisonError, compare
+from demo.detector import Detector, windows_of
+from demo.enrolment import VARIED, EnrolmentError, enroll, machine_called
+from demo.recordings import Recording, read_recording
+from demo.shelf import Shelf
+from demo.sounds import FactorySounds
+from modeling import AnomalousSoundDetectionPipeline, ReferenceBank
+
+CHECKPOINT = Path(__file__).resolve().parents[2] / "checkpoints" / "quickstart"
+
+
+@pytest.fixture
+def actions(detector: Detector, sounds: FactorySounds, tmp_path: Path) -> Actions:
+    return Actions(detector, sounds, Shelf(tmp_path / "shelf"))
+
+
+def test_what_ships_is_small_knows_its_seed_and_names_no_path() -> None:
+    files = list(CHECKPOINT.iterdir())
+    assert sum(path.stat().st_size for path in files) <= 5_000_000
+    assert json.loads((CHECKPOINT / "metrics.json").read_text())["seed"] == 0
+    assert json.loads((CHECKPOINT / "factory.json").read_text())["arguments"]["seed"] == 0
+    texts = [path.read_text() for path in files if path.suffix != ".safetensors"]
+    assert not any(f"{root}/" in text for text in texts for root in ("/home", "/root", "/work"))
+
+
+def test_a_verdict_is_the_pipelines(detector: Detector, sounds: FactorySounds) -> None:
+    example = sounds.examples()[1]
+    verdict, heard = detector.judge(read_recording(example.path), example.machine)
+    pipe = AnomalousSoundDetectionPipeline(
+        detector.model, feature_extractor=detector.feature_extractor
+    )
+    pipe.reference_bank = detector.bank
+    result = pipe(str(example.path), machine=example.machine)
+    assert verdict.anomaly_score == pytest.approx(result["anomaly_score"], rel=1e-5)
+    assert verdict.p_value == result["p_value"]
+    assert list(verdict.nearest_references) == result["nearest_references"]
+    assert heard.cleaned is not None
+    assert np.abs(heard.cleaned - heard.sound.near).max() > 1e-3
+
+
+def test_a_long_recording_is_judged_by_its_median_window_and_shows_its_oddest(
+    detector: Detector, sounds: FactorySounds
+) -> None:
+    clips = [read_recording(example.path) for example in sounds.examples()[:3]]
+    near = np.concatenate([clip.near for clip in clips] * 2)
+    far = np.concatenate([clip.far for clip in clips] * 2)
+    long = Recording("long.wav", near, far)
+    verdict, heard = detector.judge(long, "fanSim")
+    scores = [detector.judge(part, "fanSim")[0].anomaly_score for _, part in windows_of(long)]
+    np.testing.assert_allclose([w.anomaly_score for w in verdict.windows], scores, rtol=1e-5)
+    assert verdict.anomaly_score == sorted(scores)[len(scores) // 2]
+    assert verdict.shown == int(np.argmax(scores))
+    start = int(verdict.windows[verdict.shown].start_seconds * 16_000)
+    np.testing.assert_array_equal(heard.sound.near, near[start : start + 160_000])
+
+
+def test_references_that_are_played_are_those_the_bank_was_made_of(
+    detector: Detector, sounds: FactorySounds
+) -> None:
+    """A reference lies at distance 0 from itself; half-precision weights move it a little."""
+    example = sounds.examples()[0]
+    nearest = detector.judge(read_recording(example.path), example.machine)[0].nearest_references
+    name = nearest[0]["file_name"]
+    again, _ = detector.judge(read_recording(sounds.find(example.machine, name)), example.machine)
+    assert again.nearest_references[0]["file_name"] == name
+    assert again.nearest_references[0]["distance"] < 0.01 * nearest[0]["distance"] + 1e-3
+
+
+def test_an_enrolled_machine_is_calibrated_by_sound_from_elsewhere_in_time(
+    detector: Detector, hum: Callable[..., np.ndarray]
+) -> None:
+    recording = Recording("monday.wav", hum(100), None)
+    enrolment = enroll(detector, "my pump", [recording])
+    assert enrolment.machine == "local/my pump/00"
+    assert enrolment.num_windows == 10
+    embedding = torch.from_numpy(
+        detector.embed([part for _, part in windows_of(recording)], enrolment.machine)
+    )
+    x = torch.nn.functional.normalize(embedding.double().flatten(1), dim=1)
+    scores = []
+    for i in range(10):
+        others = [j for j in range(10) if j // 2 != i // 2]  # five stretches of two windows
+        scores.append(min(1 - float(x[i] @ x[j]) for j in others))
+    found = enrolment.bank.calibration_scores(enrolment.machine)
+    np.testing.assert_allclose(found, sorted(scores), atol=1e-5)
+    assert enrolment.bank.threshold(enrolment.machine) == pytest.approx(
+        np.quantile(scores, 0.9), abs=1e-5
+    )
+    fault, _ = detector.judge(
+        Recording("fault.wav", hum(10, hertz=410.0), None), enrolment.machine, enrolment.bank
+    )
+    normal, _ = detector.judge(
+        Recording("normal.wav", hum(10, seed=9), None), enrolment.machine, enrolment.bank
+    )
+    assert fault.anomalous
+    assert fault.anomaly_score > 3 * normal.anomaly_score
+
+
+def test_too_little_sound_is_refused_and_little_or_varied_sound_is_told(
+    detector: Detector, hum: Callable[..., np.ndarray]
+) -> None:
+    with pytest.raises(EnrolmentError, match="50 s of sound"):
+        enroll(detector, "pump", [Recording("short.wav", hum(59), None)])
+    steady = enroll(detector, "pump", [Recording("steady.wav", hum(80), None)])
+    assert any("little" in caution for caution in steady.cautions)
+    assert not any("vary" in caution for caution in steady.cautions)
+    speeds = (100.0, 170.0, 260.0, 390.0, 610.0)
+    changing = np.concatenate([hum(20, hertz=hertz) for hertz in speeds])
+    varied = enroll(detector, "pump", [Recording("changing.wav", changing, None)])
+    assert varied.spread > VARIED > steady.spread
+    assert any("vary" in caution for caution in varied.cautions)
+
+
+def test_no_more_recordings_are_read_than_may_be_used(
+    detector: Detector, hum: Callable[..., np.ndarray]
+) -> None:
+    read = []
+
+    def recordings() -> Iterator[Recording]:
+        for number in range(20):
+            read.append(number)
+            yield Recording(f"{number}.wav", np.zeros(300 * 16_000, dtype=np.float32), None)
+
+    with pytest.raises(EnrolmentError, match="20 minutes of sound or more, at most 15"):
+        enroll(detector, "pump", recordings())
+    assert len(read) == 4
+
+
+def test_recordings_with_and_without_far_do_not_mix(
+    detector: Detector, hum: Callable[..., np.ndarray]
+) -> None:
+    near = hum(40)
+    with pytest.raises(EnrolmentError, match="far microphone"):
+        enroll(detector, "pump", [Recording("a", near, near), Recording("b", near, None)])
+
+
+@pytest.mark.parametrize("name", ["", "  ", "a/b", "x" * 41, "bell\x07"])
+def test_a_machine_cannot_have_such_a_name(name: str) -> None:
+    with pytest.raises(EnrolmentError):
+        machine_called(name)
+
+
+def test_a_downloaded_bank_is_the_enrolled_one(
+    actions: Actions, hum: Callable[..., np.ndarray], tmp_path: Path
+) -> None:
+    import soundfile
+
+    soundfile.write(tmp_path / "normal.wav", hum(70), 16_000)
+    enrolment, session, archive = actions.enroll("pump", [str(tmp_path / "normal.wav")], {})
+    assert list(session) == ["local/pump/00"]
+    with zipfile.ZipFile(archive) as zipped:
+        zipped.extractall(tmp_path / "bank")
+    bank = ReferenceBank.from_pretrained(tmp_path / "bank")
+    bank.check_encoder(actions.detector.model)
+    assert bank.threshold("pump") == enrolment.bank.threshold("pump")
+    assert actions.detector.bank.machines == [
+        "2026/fanSim/00",
+        "2026/gearboxSim/00",
+        "2026/pumpSim/00",
+    ]
+
+
+def test_a_zip_is_scored_as_its_clips_are_one_by_one(
+    detector: Detector, sounds: FactorySounds, clips_zip: Path, tmp_path: Path
+) -> None:
+    comparison = compare(detector, [clips_zip], tmp_path)
+    table = comparison.table
+    assert len(table) == 9
+    for example in sounds.examples()[::4]:
+        row = (table.machines == example.machine) & (table.file_names == example.path.name)
+        alone, _ = detector.judge(read_recording(example.path), example.machine)
+        assert table.anomaly_scores[row].item() == pytest.approx(alone.anomaly_score, rel=1e-3)
+        assert table.p_values[row].item() == alone.p_value
+    assert set(comparison.plots) == set(detector.bank.machines)
+    assert comparison.metrics["official_score"] is None  # there are no target clips
+    assert "target" in comparison.metrics["reason"]
+    assert [path.name for path in tmp_path.iterdir()] == ["scores.csv"]
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("bomb", "would unpack to"), ("outside", "is not a path below"), ("stranger", "crane")],
+)
+def test_a_harmful_or_foreign_zip_is_refused_and_leaves_nothing(
+    detector: Detector, bad_files: dict[str, Path], name: str, words: str, tmp_path: Path
+) -> None:
+    with pytest.raises((ComparisonError, KeyError), match=words):
+        compare(detector, [bad_files[name]], tmp_path / "inner")
+    assert list(tmp_path.rglob("*.wav")) == []
+
+
+def test_loose_clips_are_of_the_machine_that_is_chosen(
+    detector: Detector, sounds: FactorySounds, bad_files: dict[str, Path], tmp_path: Path
+) -> None:
+    fans = [example.path for example in sounds.examples() if "fanSim" in example.machine]
+    table = compare(detector, fans, tmp_path, machine="2026/fanSim/00").table
+    assert set(table.machines) == {"2026/fanSim/00"}
+    with pytest.raises(ComparisonError, match="official names"):
+        compare(detector, [bad_files["near"]], tmp_path, machine="2026/fanSim/00")
+    with pytest.raises(KeyError, match="crane"):
+        compare(detector, fans, tmp_path, machine="crane")
+
+
+def test_the_shelf_forgets_what_is_too_much_or_old(tmp_path: Path) -> None:
+    import os
+
+    shelf = Shelf(tmp_path, max_entries=3)
+    urls = [shelf.sound_url(np.zeros(100, dtype=np.float32)) for _ in range(6)]
+    assert len(set(urls)) == 6
+    assert len(list(tmp_path.iterdir())) == 3
+    for path in tmp_path.iterdir():
+        os.utime(path, (0, 0))
+    shelf.new_folder()
+    assert len(list(tmp_path.iterdir())) == 1
