@@ -49,7 +49,7 @@ def write_fusion_run(
         calibrations: Of each machine, by fused scores, for the false alarms in the card.
     """
     _check_members(members)
-    blank = {"official_score": None, "machines": {}, "seed": None, "recipe": None}  # score.py's
+    blank: dict[str, Any] = {"official_score": None, "machines": {}, "seed": None, "recipe": None}
     values: dict[str, Any] = {**blank, **(metrics or {})}
     calibrations = calibrations or {}
     alarms = [row._asdict() for row in untouched_false_alarms(calibrations)]
