@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from modeling import ReferenceBank
 from tests.tiny import TINY_ENCODER
 
+TRAIN = Path(__file__).resolve().parents[1] / "train.py"
 TINY_RECIPE = (
     *("--encoder_config", str(TINY_ENCODER).replace("'", '"')),
     *("--train_batch_size", "8", "--learning_rate", "1e-3", "--far_mixing", "0.5"),
@@ -38,18 +39,22 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
     return load_file(run / "model.safetensors")
 
 
+def train_by_two_processes(arguments: Sequence[object]) -> None:
+    """Run train.py by two processes of one thread each."""
+    words = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu"]
+    words += ["--num_processes", 2, "--num_machines", 1, "--mixed_precision", "no"]
+    words += ["--dynamo_backend", "no", TRAIN, *arguments]
+    alike = {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    subprocess.run([str(word) for word in words], check=True, env=os.environ | alike)
+
+
 def assert_two_processes_train_as_one(arguments: Sequence[object], folder: Path) -> None:
     """Train by one process and by two, in folders of their own, and compare weights and banks."""
-    train = [Path(__file__).resolve().parents[1] / "train.py", *arguments, "--output_dir"]
-    alike = os.environ | {"OMP_NUM_THREADS": "1"}
-    one = [sys.executable, *train, folder / "one"]
-    subprocess.run([str(word) for word in one], check=True, env=alike)
-    two = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu"]
-    two += ["--num_processes", 2, "--num_machines", 1, "--mixed_precision", "no"]
-    two += ["--dynamo_backend", "no", *train, folder / "two"]
+    one = [sys.executable, TRAIN, *arguments, "--output_dir", folder / "one"]
     subprocess.run(
-        [str(word) for word in two], check=True, env=alike | {"ACCELERATE_USE_CPU": "true"}
+        [str(word) for word in one], check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
     )
+    train_by_two_processes([*arguments, "--output_dir", folder / "two"])
     log = (folder / "two" / "trainer_state" / "log.jsonl").read_text()
     assert json.loads(log.splitlines()[0])["config"]["num_processes"] == 2
     one_weights, two_weights = weights(folder / "one"), weights(folder / "two")

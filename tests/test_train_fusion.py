@@ -18,7 +18,7 @@ from nearfar.files import read_json
 from nearfar.fusion_run import read_fusion
 from nearfar.hub import read_run
 from nearfar.training import TrainingInterruptedError
-from tests.scripts import run_script, weights
+from tests.scripts import run_script, train_by_two_processes, weights
 from tests.tiny import TINY_EAT, TINY_ENCODER
 
 BASE = {"train_batch_size": 8, "held_out_share": 0.2, "seed": 5, "label_parts": ["composite"]}
@@ -314,3 +314,19 @@ def test_weights_are_searched_on_the_labels_of_development_clips(
     line[line.index(factory_dir)] = data
     with pytest.raises(ValueError, match=r"needs labelled test clips, but .* has no test clips"):
         run_script(train, line, monkeypatch)
+
+
+@pytest.mark.slow
+def test_two_processes_train_the_members_that_one_would(
+    fused: Path, recipes: Path, factory_dir: Path, tmp_path: Path
+) -> None:
+    """The group of processes outlives each member, and the search that comes after them."""
+    values = {k: v for k, v in RECIPES["fused"].items() if k != "weights"}
+    written(tmp_path, RECIPES | {"searched": values | {"search_weights": True, "search_step": 0.5}})
+    recipe, run = tmp_path / "searched.yaml", tmp_path / "run"
+    train_by_two_processes(words(recipe, factory_dir, run))
+    assert len(score.load_scorer(run).members) == 3
+    for number, name in enumerate(("one", "other", "faster"), start=1):
+        found, due = weights(run / "members" / f"{number}_{name}"), weights(fused.parent / name)
+        for key, tensor in due.items():
+            torch.testing.assert_close(found[key], tensor, rtol=1e-3, atol=1e-4, msg=key)
