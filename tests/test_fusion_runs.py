@@ -242,6 +242,24 @@ def test_a_fusion_does_not_overwrite_its_member(folders: dict[str, Path], kind: 
     assert sorted(path.name for path in member.iterdir()) == before
 
 
+def test_a_fusion_has_a_drift_but_neither_embeddings_nor_maps(
+    folders: dict[str, Path], fused: dict[str, Path], factory_dir: Path, tmp_path: Path
+) -> None:
+    weights = ["--weights", 0.3, 0.7]
+    fuse("scores", folders, tmp_path / "drift", *weights, "--plots", "drift")
+    drawn = [path.name for path in (tmp_path / "drift" / "plots").glob("*_drift.png")]
+    assert len(drawn) == len(read_metrics(tmp_path / "drift")["machines"])
+    with pytest.raises(ValueError, match="--plots maps needs a model and its clips"):
+        fuse("scores", folders, tmp_path / "maps", *weights, "--plots", "maps")
+    arguments = ["--model", fused["run"], "--data_dir", factory_dir, "--plots", "embeddings"]
+    with (
+        pytest.raises(ValueError, match="--plots embeddings needs one model"),
+        pytest.MonkeyPatch.context() as monkeypatch,
+    ):
+        run_script(score, [*arguments, "--output_dir", tmp_path / "maps"], monkeypatch)
+    assert not (tmp_path / "maps").exists()
+
+
 def test_scores_of_different_clips_or_without_calibration_are_refused(
     folders: dict[str, Path], tmp_path: Path
 ) -> None:
