@@ -16,6 +16,7 @@ from accelerate import Accelerator
 from torch import nn
 from transformers import AutoConfig
 
+from assembly.encoders import load_encoder
 from data_scripts.near_far import decoded, known, load_near_far
 from modeling import (
     AsdConfig,
@@ -24,6 +25,7 @@ from modeling import (
     NoiseAwareConfig,
     NoiseAwareModel,
 )
+from nearfar.accelerators import build_accelerator, seed_all
 from nearfar.arguments import parse_arguments, script
 from nearfar.checkpoints import asked_checkpoint
 from nearfar.distillation import (
@@ -37,7 +39,6 @@ from nearfar.splits import held_out_rows
 from nearfar.training import train
 from nearfar.training_clips import LabelledClips
 from nearfar.training_options import TrainingOptions, check_training
-from train import build_accelerator, load_encoder, seed_all
 
 ENCODER_FILE = "config.json"  # the last of an encoder's folder
 RESULT = "distillation.json"

@@ -31,6 +31,7 @@ import torch
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
+from assembly.scorers import load_scorer
 from benchmarks.quickstart import TRAIN, mean_interval, run_steps
 from data_scripts.factory import Clip, FactoryArguments, PlannedClip, machine_of, simulate_clip
 from modeling import ReferenceBank
@@ -40,7 +41,6 @@ from nearfar.arguments import check_names, parse_arguments, script
 from nearfar.files import read_json, whole_folder, write_json
 from nearfar.hub import RUN_FILE
 from nearfar.plots import plot_anomaly_map
-from score import load_scorer
 
 SAMPLING_RATE = 16_000
 MACHINES, SOURCE_TRAIN, TARGET_TRAIN, SECONDS = 3, 100, 10, 6.0

@@ -32,6 +32,7 @@ from accelerate.tracking import GeneralTracker
 from accelerate.utils import DataLoaderConfiguration
 
 import train
+from assembly.models import with_lora
 from benchmarks.memory import peak_memory_gib
 from benchmarks.quickstart import ROOT
 from modeling import AsdFeatureExtractor
@@ -191,7 +192,7 @@ def measure(values: dict[str, Any], seconds: float, updates: int) -> dict[str, A
     model = train.build_model(args, encoder, labels)
     if model.domain_adversary is not None:
         model.domain_adversary.balance([1.0, 1.0])
-    network: Any = model if args.lora_rank is None else train.with_lora(model, args)
+    network: Any = model if args.lora_rank is None else with_lora(model, args)
     if args.activation_checkpointing:
         model.activation_checkpointing_enable()
     clips = LabelledClips(

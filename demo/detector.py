@@ -11,11 +11,11 @@ import torch
 from huggingface_hub import snapshot_download
 from numpy.typing import NDArray
 
+from assembly.scorers import ModelScorer, load_scorer
 from data_scripts.clip_files import SAMPLING_RATE
 from demo.recordings import Recording, window_starts
 from modeling import AnomalousSoundDetectionPipeline, AsdModel, ReferenceBank
 from nearfar.files import read_json
-from score import ModelScorer, load_scorer
 
 WINDOW_SECONDS = 10.0
 NUM_NEAREST = 3

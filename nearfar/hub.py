@@ -20,6 +20,7 @@ from nearfar.card_results import with_results
 from nearfar.files import read_json, whole_folder, write_json
 from nearfar.licenses import license_metadata, license_section
 from nearfar.publishing import upload
+from nearfar.space import add_commands
 
 FORMAT_VERSION = 1
 KINDS = ("model", "autoencoder", "fusion", "feature_fusion")
@@ -241,12 +242,12 @@ def front_end_section(
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Publish a run folder."""
+    """Publish a run folder, or write a Space of the demo."""
     logging.basicConfig(format="%(message)s", level=logging.INFO)
     parser = argparse.ArgumentParser(prog="python -m nearfar.hub")
     commands = parser.add_subparsers(dest="command", required=True)
     push = commands.add_parser("push", help="upload a run folder, in one commit")
-    push.add_argument("run", type=Path, help="the run folder")
+    push.add_argument("folder", type=Path, metavar="run", help="the run folder")
     push.add_argument("repo", help="owner/name, or a name of your own; made if it is not there")
     push.add_argument("--private", action="store_true", help="nobody else may see it")
     push.add_argument("--revision", help="a branch other than main; made if it is not there")
@@ -255,9 +256,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     push.add_argument(
         "--scores", type=Path, nargs="+", default=(), help="score folders, for the card's table"
     )
+    push.set_defaults(run=_push)
+    add_commands(commands)
     args = parser.parse_args(argv)
-    address = push_run(
-        args.run,
+    print(args.run(args))  # noqa: T201 - the answer
+
+
+def _push(args: argparse.Namespace) -> str:
+    return push_run(
+        args.folder,
         args.repo,
         private=args.private,
         revision=args.revision,
@@ -265,7 +272,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         token=args.token,
         scores=args.scores,
     )
-    print(address)  # noqa: T201 - the answer
 
 
 def decibels(value: float | None) -> str:

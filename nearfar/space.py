@@ -1,14 +1,13 @@
 """A Space that runs the demo by itself, and the small checkpoint that it shows.
 
-python -m nearfar.space space DIR
-python -m nearfar.space checkpoint RUN DIR --factory DATA/factory.json
+python -m nearfar.hub space DIR
+python -m nearfar.hub checkpoint RUN DIR --factory DATA/factory.json
 """
 
 import argparse
 import re
 import shutil
 import tomllib
-from collections.abc import Sequence
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -17,12 +16,11 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from nearfar.arguments import script
 from nearfar.files import read_json, read_yaml, whole_folder
 
 ROOT = Path(__file__).resolve().parents[1]  # of a clone
 CHECKPOINT = Path("checkpoints", "quickstart")
-CODE = ("app.py", "score.py", "LICENSE", "demo", "modeling", "data_scripts", "nearfar", CHECKPOINT)
+CODE = ("app.py", "LICENSE", "assembly", "demo", "modeling", "data_scripts", "nearfar", CHECKPOINT)
 CACHES = shutil.ignore_patterns("__pycache__", ".*")
 WEIGHTS = "model.safetensors"
 MAX_CHECKPOINT_BYTES = 5_000_000
@@ -158,32 +156,27 @@ def add_commands(commands: Any) -> None:  # noqa: ANN401 - argparse's own type i
 
     Args:
         commands: What `ArgumentParser.add_subparsers` returns; the chosen one's `run` is a function
-            of the parsed arguments.
+            of the parsed arguments, and returns what is to be printed.
     """
     space = commands.add_parser("space", help="write a Space of the demo, from a clone")
     space.add_argument("folder", type=Path, help="gets README, requirements, code and checkpoint")
-    space.set_defaults(run=lambda args: write_space(args.folder))
+    space.set_defaults(run=_space)
     checkpoint = commands.add_parser("checkpoint", help="write a small run folder that can ship")
     checkpoint.add_argument("model", type=Path, help="a run folder")
     checkpoint.add_argument("folder", type=Path, help="gets the checkpoint")
     checkpoint.add_argument("--factory", type=Path, help="factory.json of its training clips")
-    checkpoint.set_defaults(
-        run=lambda args: write_checkpoint(args.model, args.folder, factory=args.factory)
-    )
+    checkpoint.set_defaults(run=_checkpoint)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Write a Space or a checkpoint."""
-    parser = argparse.ArgumentParser(prog="python -m nearfar.space")
-    add_commands(parser.add_subparsers(dest="command", required=True))
-    args = parser.parse_args(argv)
-    args.run(args)
-    print(f"written to {args.folder}")  # noqa: T201 - the answer
+def _space(args: argparse.Namespace) -> str:
+    write_space(args.folder)
+    return f"written to {args.folder}"
+
+
+def _checkpoint(args: argparse.Namespace) -> str:
+    write_checkpoint(args.model, args.folder, factory=args.factory)
+    return f"written to {args.folder}"
 
 
 def _normal(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name.strip()).lower()
-
-
-if __name__ == "__main__":
-    script(main)

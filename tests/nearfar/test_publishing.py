@@ -12,12 +12,12 @@ from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.repocard import ModelCard
 from safetensors.numpy import load_file, save_file
 
+from assembly.scorers import load_scorer
 from modeling import AsdForProxyClassification, AsdModel, ReferenceBank
 from nearfar import hub as nearfar_hub
 from nearfar.files import write_json
 from nearfar.hub import push_run
 from nearfar.publishing import LOCAL_PATH, published_files
-from score import load_scorer
 from tests.loopback_hub import TOKEN, USER, Fault, LoopbackHub
 
 OLD_RUN = Path(__file__).parents[1] / "fixtures" / "run_format_1"

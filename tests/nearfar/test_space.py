@@ -11,14 +11,14 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from nearfar import space
+from nearfar import hub
 from nearfar.space import CHECKPOINT, ROOT, pinned_versions, write_checkpoint, write_space
 
 
 @pytest.fixture(scope="module")
 def space_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("space")
-    space.main(["space", str(folder)])
+    hub.main(["space", str(folder)])
     return folder
 
 
