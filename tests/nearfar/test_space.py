@@ -11,7 +11,7 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from nearfar import hub
+from nearfar import hub, space
 from nearfar.space import CHECKPOINT, ROOT, pinned_versions, write_checkpoint, write_space
 
 
