@@ -32,6 +32,7 @@ from nearfar.files import write_json
 ROOT = Path(__file__).resolve().parents[1]
 RATE = 16_000
 CLIP_SECONDS, NORMAL_SECONDS = 10, 61
+PATIENCE_SECONDS = 120.0  # for the last answers
 SAME = 1e-4  # relative difference between a score alone and under load
 ENROLLED = "local/my machine/00"  # one name for all, so that a mix-up shows
 
@@ -95,11 +96,12 @@ def main() -> None:
                 arrive(url, number, folder, enrols=number < args.enrolling_share * args.users)
                 for number in range(args.users)
             ]
+            print(f"{len(users)} users are there", flush=True)
             alone = sorted(one_after_another(users[-1]))
             memory = [server.memory_info().rss]
             until = time.monotonic() + args.seconds
             threads = [
-                threading.Thread(target=user.ask, args=(until, args.pause_seconds))
+                threading.Thread(target=user.ask, args=(until, args.pause_seconds), daemon=True)
                 for user in users
             ]
             for thread in threads:
@@ -108,9 +110,11 @@ def main() -> None:
                 time.sleep(min(5.0, args.seconds / 6))
                 memory.append(server.memory_info().rss)
             for thread in threads:
-                thread.join()
+                thread.join(max(0.0, until + PATIENCE_SECONDS - time.monotonic()))
+            unanswered = sum(thread.is_alive() for thread in threads)
             lives = httpx.get(url).status_code == 200
-            figures = summary(users, alone, memory, args) | {"server_lives": lives}
+            figures = summary(users, alone, memory, args)
+            figures |= {"never_answered": unanswered, "server_lives": lives}
     if args.output is not None:
         write_json(args.output, figures)
     print("\n".join(f"{name:<28}{value}" for name, value in figures.items()))
