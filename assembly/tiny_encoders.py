@@ -36,5 +36,5 @@ _TINY: list[dict[str, Any]] = [
 TINY_ENCODERS = {config["model_type"]: config for config in _TINY}
 TINY_ENCODERS["nearfar_noise_aware"] = {
     "model_type": "nearfar_noise_aware",
-    "encoder_config": TINY_ENCODERS["nearfar_beats"],
+    "encoder_config": TINY_ENCODERS["nearfar_eat"],
 }

@@ -100,7 +100,7 @@ def test_a_frozen_encoder_is_embedded_once_for_all_folds(
     embed = Embedder.__call__
     monkeypatch.setattr(Embedder, "__call__", lambda *a: described.append(a[-1]) or embed(*a))
     train_cross_fitted(factory_dir, tmp_path, "--no_training")
-    assert sorted(described) == ["folds", "references"]
+    assert sorted(described) == ["folds", "profiles", "references"]
     bank = ReferenceBank.from_pretrained(tmp_path)
     assert len(bank.calibration_scores("2026/" + bank.machines[0].split("/")[1] + "/00")) == 20
 
