@@ -4,6 +4,8 @@ PIP_ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# A process per core, each with one thread: twice as fast as one process with many.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
 
 .PHONY: setup demo test slow lint type ci bench wheel clean
 setup: $(READY)
@@ -17,10 +19,10 @@ demo: setup          ## simulate a factory, train a small system, score it, prin
 	$(BIN)/python -m benchmarks.quickstart --seeds 0 --output_dir runs/quickstart --demo_dir runs/demo
 
 test: setup          ## the default test suite
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 slow: setup          ## the tests over 20 s
-	$(BIN)/python -m pytest -m "slow and not gpu and not network"
+	$(PYTEST) -m "slow and not gpu and not network"
 
 lint: setup
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports

@@ -120,6 +120,7 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     return done
 
 
+@pytest.mark.slow
 def test_every_way_is_measured_and_what_is_done_is_not_done_again(
     steps: list[list[str]],
     tmp_path: Path,

@@ -44,6 +44,7 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     return done
 
 
+@pytest.mark.slow
 def test_clips_are_embedded_once_and_only_what_is_new_is_measured(
     steps: list[list[str]],
     tmp_path: Path,

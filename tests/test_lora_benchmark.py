@@ -51,6 +51,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *words: object) -> None:
     lora.main()
 
 
+@pytest.mark.slow
 def test_an_encoder_is_pre_trained_compared_and_what_is_done_is_not_done_again(
     steps: list[list[str]],
     tmp_path: Path,

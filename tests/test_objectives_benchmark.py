@@ -61,6 +61,7 @@ def run(
     return call
 
 
+@pytest.mark.slow
 def test_rows_are_compared_and_what_is_done_is_not_done_again(
     run: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

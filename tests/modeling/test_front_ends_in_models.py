@@ -91,6 +91,7 @@ def test_a_front_end_is_loaded_with_its_options(name, saved) -> None:
     assert not any(torch.allclose(embedding, other, atol=1e-4) for other in others)
 
 
+@pytest.mark.slow
 def test_each_is_loaded_where_nearfar_is_not_installed(saved, tmp_path) -> None:
     code = {path.name: path.read_bytes() for path in (saved / "near").glob("*.py")}
     for name in FRONT_ENDS:
