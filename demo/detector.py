@@ -138,7 +138,8 @@ class Detector:
         """Whether the model does anything with a far microphone."""
         config = self.model.config
         channels = getattr(config, "channels", ())
-        return getattr(config, "front_end", "near") != "near" or set(channels) - {"near"} != set()
+        cancels = getattr(config, "front_end", "near") != "near"
+        return cancels or bool(set(channels) - {"near"}) or getattr(self.model, "reads_far", False)
 
     def judge(
         self,
