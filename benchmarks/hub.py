@@ -230,7 +230,8 @@ def round_trip(steps: Steps, run: Path | None, data: Path | None) -> list[str]:
     offline = steps.client(
         "load both without a network", job | {"revisions": ["v1", "enrolled"]}, offline=True
     )
-    check(found, later, offline, machine=machine, due=due)
+    card = steps.hub.repository("models", repo).files("enrolled")["README.md"].content.decode()
+    check(found, later, offline, card, machine=machine, due=due)
     told = data_round_trip(steps, data, wav, year=recipe_of(run)["year"])
     score = found["v1"]["verdict"]["anomaly_score"]
     return [
@@ -297,6 +298,7 @@ def check(
     found: Mapping[str, Any],
     later: Mapping[str, Any],
     offline: Mapping[str, Any],
+    card: str,
     *,
     machine: str,
     due: float,
@@ -315,6 +317,7 @@ def check(
         "the endpoint answers alike": found["answer"] == found["v1"]["verdict"],
         "v1 stayed as it was": later["v1"] == found["v1"],
         "the enrolled machine arrived": local in later["enrolled"]["machines"],
+        "its threshold is in the card": f"| {local} |" in card,
         "the others stayed": set(later["v1"]["machines"]) < set(later["enrolled"]["machines"]),
         "they score as before": later["enrolled"]["verdict"] == found["v1"]["verdict"],
         "offline is as online": offline == later,
