@@ -2,13 +2,15 @@
 
 Train a small quickstart on a simulated factory, or take a run; publish it; load it in all ways
 where only transformers, torch and soundfile are installed; score a wav to the score that score.py
-gives; enroll a new machine and push it; load all that again without a network.
+gives; enroll a new machine and push it; load all that again without a network. Then publish the
+recordings as a data set, stream them, and train by the data set's name as by the folder.
 
 python -m benchmarks.hub --output_dir runs/hub
 python -m benchmarks.hub --run runs/demo --data_dir DATA --output_dir runs/hub
 """
 
 import csv
+import hashlib
 import json
 import os
 import subprocess
@@ -20,7 +22,11 @@ from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import soundfile
+import yaml
 from packaging.requirements import Requirement
+from safetensors.numpy import load_file
 
 from nearfar.arguments import parse_arguments, script
 from tests.loopback_hub import USER, LoopbackHub
@@ -32,6 +38,9 @@ FACTORY = ["--machines", 2, "--source_train", 14, "--target_train", 6, "--test_p
 FACTORY += ["--seconds", 1, "--seed", 0]
 TRAINING = ["--recipe", ROOT / "recipes" / "quickstart.yaml", "--num_train_epochs", 1]
 TRAINING += ["--held_out_share", 0.2, "--crop_seconds", "none", "--data_license", "cc-by-nc-4.0"]
+BRIEFLY = ["--recipe", ROOT / "recipes" / "quickstart.yaml", "--max_steps", 2, "--seed", 1]
+BRIEFLY += ["--held_out_share", 0.2, "--crop_seconds", "none"]
+DATA_LICENSE = "cc-by-4.0"
 ENROLLED = "my_pump"
 
 # What runs where nearfar was never installed. It prints one line of JSON.
@@ -94,6 +103,26 @@ if job["enroll"]:
 print(json.dumps(found))
 """
 
+# What reads one machine of a data set. It prints a checksum of every clip's samples.
+READER = """
+import hashlib, json, sys
+import datasets
+from data_scripts.near_far import decoded
+
+repo, machine_type = sys.argv[1:]
+streams = decoded(datasets.load_dataset(repo, machine_type, streaming=True))
+print(json.dumps({
+    split: {
+        row["file_name"]: [
+            None if row[microphone] is None else hashlib.sha256(row[microphone]).hexdigest()
+            for microphone in ("near", "far")
+        ]
+        for row in stream
+    }
+    for split, stream in streams.items()
+}))
+"""
+
 
 @dataclass(kw_only=True)
 class HubArguments:
@@ -101,7 +130,10 @@ class HubArguments:
 
     output_dir: Path = field(metadata={"help": "For what is trained and scored, and for caches."})
     run: Path | None = field(default=None, metadata={"help": "A run folder; None trains one."})
-    data_dir: Path | None = field(default=None, metadata={"help": "Recordings that go with run."})
+    data_dir: Path | None = field(
+        default=None,
+        metadata={"help": "Recordings that go with run; the Hub keeps them in memory."},
+    )
 
 
 def main() -> None:
@@ -132,11 +164,11 @@ class Steps:
         self.packages = minimal_packages(folder / "packages")
         self.lines: list[str] = []
 
-    def script(self, title: str, command: Sequence[object]) -> None:
-        """Run one of the project's commands."""
+    def script(self, title: str, command: Sequence[object]) -> str:
+        """Run one of the project's commands, and return what it printed."""
         own = {"HF_DATASETS_CACHE": str(self.home / "datasets")}
         words = [sys.executable, *map(str, command)]
-        self.process(title, words, os.environ | self.hub.environment(self.home) | own, ROOT)
+        return self.process(title, words, os.environ | self.hub.environment(self.home) | own, ROOT)
 
     def client(self, title: str, job: Mapping[str, Any], *, offline: bool = False) -> Any:  # noqa: ANN401
         """Run CLIENT where only transformers, torch and soundfile are; return what it found."""
@@ -170,7 +202,7 @@ class Steps:
 
 
 def round_trip(steps: Steps, run: Path | None, data: Path | None) -> list[str]:
-    """Publish, load, score, enroll, load again; return the lines of the report."""
+    """Publish, load, score, enroll, load again, publish data; return the lines of the report."""
     folder, repo = steps.home.parent, f"{USER}/detector"
     if run is None or data is None:
         run, data = folder / "run", folder / "data"
@@ -198,20 +230,75 @@ def round_trip(steps: Steps, run: Path | None, data: Path | None) -> list[str]:
     offline = steps.client(
         "load both without a network", job | {"revisions": ["v1", "enrolled"]}, offline=True
     )
-    check(found, later, offline, machine=machine, due=due)
+    card = steps.hub.repository("models", repo).files("enrolled")["README.md"].content.decode()
+    check(found, later, offline, card, machine=machine, due=due)
+    told = data_round_trip(steps, data, wav, year=recipe_of(run)["year"])
     score = found["v1"]["verdict"]["anomaly_score"]
     return [
         *steps.lines,
         f"{wav.name} of {machine}: {score:.7f} from the Hub, {due:.7f} by score.py",
         f"enrolled {found['enrolled'][0]}: {found['enrolled'][1]} windows, "
         f"{'; '.join(found['enrolled'][2]) or 'nothing to note'}",
+        *told,
     ]
+
+
+def data_round_trip(steps: Steps, data: Path, wav: Path, *, year: int) -> list[str]:
+    """Publish recordings, stream them, train by their name; return the lines of the report.
+
+    Args:
+        steps: Run it.
+        data: The recordings.
+        wav: One of them, whose machine is streamed.
+        year: Of the recordings.
+    """
+    folder, repo = steps.home.parent, f"{USER}/machines"
+    command = ["-m", "data_scripts.publish", "--data_dir", data, "--output_dir", folder / "parquet"]
+    command += ["--year", year, "--license", DATA_LICENSE, "--repo_id", repo]
+    steps.script("publish the recordings as a data set", command)
+    machine = wav.parents[1]
+    title = f"stream {machine.name} by load_dataset"
+    streamed = json.loads(steps.script(title, ["-c", READER, repo, machine.name]).splitlines()[-1])
+    for split, clips in streamed.items():
+        due = {path.name: checksums(path) for path in machine.glob(f"{split}/*.wav")}
+        if clips != due:
+            raise ValueError(f"{repo} gave other clips of {split}: {clips}, due {due}.")
+    runs = []
+    for name, source in (("the Hub", repo), ("the folder", data)):
+        runs.append(folder / f"trained_from_{name.removeprefix('the ').lower()}")
+        command = ["train.py", *BRIEFLY, "--year", year, "--data_dir", source]
+        steps.script(f"train two updates from {name}", [*command, "--output_dir", runs[-1]])
+    sizes = []
+    for file in ("model.safetensors", "reference_bank.safetensors"):
+        ours, due = (load_file(run / file) for run in runs)
+        if ours.keys() != due.keys() or any((ours[key] != due[key]).any() for key in due):
+            raise ValueError(f"{file} differs between {runs[0]} and {runs[1]}.")
+        sizes.append(f"{len(due)} tensors of {file}")
+    counts = ", ".join(f"{len(clips)} {split}" for split, clips in streamed.items())
+    return [
+        f"streamed {machine.name}: {counts} clips, their samples those of the wav files",
+        f"trained from {repo} and from the folder: equal in {' and '.join(sizes)}",
+    ]
+
+
+def checksums(path: Path) -> list[str | None]:
+    """Return the checksum of near and of far, None where a recording has no far."""
+    samples, _ = soundfile.read(path, dtype="float32", always_2d=True)
+    channels = [hashlib.sha256(np.ascontiguousarray(x)).hexdigest() for x in samples.T]
+    return [*channels, None][:2]
+
+
+def recipe_of(run: Path) -> dict[str, Any]:
+    """Return the recipe of a run folder."""
+    recipe: dict[str, Any] = yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))
+    return recipe
 
 
 def check(
     found: Mapping[str, Any],
     later: Mapping[str, Any],
     offline: Mapping[str, Any],
+    card: str,
     *,
     machine: str,
     due: float,
@@ -230,6 +317,7 @@ def check(
         "the endpoint answers alike": found["answer"] == found["v1"]["verdict"],
         "v1 stayed as it was": later["v1"] == found["v1"],
         "the enrolled machine arrived": local in later["enrolled"]["machines"],
+        "its threshold is in the card": f"| {local} |" in card,
         "the others stayed": set(later["v1"]["machines"]) < set(later["enrolled"]["machines"]),
         "they score as before": later["enrolled"]["verdict"] == found["v1"]["verdict"],
         "offline is as online": offline == later,

@@ -1,7 +1,10 @@
 """A machine of one's own from minutes of its normal sound: windows, stretches, and honest notes."""
 
 import math
-from collections.abc import Sequence
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +17,10 @@ NUM_STRETCHES = 5
 COMMON, UNLIKELY = 0.25, 0.01
 # Fewer than 20 windows cannot say a p-value of 0.05; sound of less than a minute is one moment.
 FEWEST_WINDOWS, FEWEST_SECONDS = 20, 60.0
+LOCAL = "local"  # in place of a year, in the full name of an enrolled machine
+THRESHOLDS = re.compile(
+    r"^\| machine \| threshold \|\n\| --- \| --- \|\n(?P<rows>(?:\|.*\n)*)", re.MULTILINE
+)
 
 
 class Recording(NamedTuple):
@@ -171,13 +178,50 @@ def chance(beyond: int, count: int) -> float:
     )
 
 
+def tell_enrolled(path: Path, thresholds: Mapping[str, float | None]) -> None:
+    """Write the enrolled machines of a bank into the card beside it, if it has such a table.
+
+    Args:
+        path: Of the card, which need not be there.
+        thresholds: Of every machine of the bank; rows of machines that were not enrolled stay.
+    """
+    if not path.is_file():
+        return
+    card = path.read_text(encoding="utf-8")
+    told = with_enrolled(card, thresholds)
+    if told == card:
+        return
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        partial.write_text(told, encoding="utf-8")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def with_enrolled(card: str, thresholds: Mapping[str, float | None]) -> str:
+    """Return a card whose table of thresholds has a bank's enrolled machines, and no others."""
+    table = THRESHOLDS.search(card)
+    if table is None:
+        return card
+    rows = [row for row in table["rows"].splitlines() if not row.startswith(f"| {LOCAL}/")]
+    for machine, threshold in sorted(thresholds.items()):
+        if machine.startswith(f"{LOCAL}/"):
+            name = " ".join(machine.split()).replace("|", "\\|")
+            rows.append(f"| {name} | {'none' if threshold is None else f'{threshold:.4f}'} |")
+    text = "".join(f"{row}\n" for row in rows)
+    return card[: table.start("rows")] + text + card[table.end("rows") :]
+
+
 __all__ = [
+    "LOCAL",
     "WINDOW_SECONDS",
     "Enrolment",
     "Recording",
     "WindowTable",
     "cut_windows",
     "stretches",
+    "tell_enrolled",
     "too_little",
     "too_varied",
 ]

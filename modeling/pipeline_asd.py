@@ -22,6 +22,7 @@ from .enrolment import (
     WindowTable,
     cut_windows,
     stretches,
+    tell_enrolled,
     too_little,
     too_varied,
 )
@@ -271,10 +272,15 @@ class AnomalousSoundDetectionPipeline(Pipeline):
         save_directory: str | os.PathLike[str],
         **kwargs: Any,  # noqa: ANN401  as the base class
     ) -> None:
-        """Save model, feature extractor, their code, the reference bank and all that lay beside."""
-        self.reference_bank.save_pretrained(os.fspath(save_directory))
+        """Save model, feature extractor, their code, the reference bank and all that lay beside.
+
+        The card's table of thresholds gets the machines that were enrolled.
+        """
+        bank, folder = self.reference_bank, Path(save_directory)
+        bank.save_pretrained(folder)
         super().save_pretrained(save_directory, **kwargs)
-        self.model.keep_what_was_beside(Path(save_directory))
+        self.model.keep_what_was_beside(folder)
+        tell_enrolled(folder / "README.md", {name: bank.threshold(name) for name in bank.machines})
 
     def push_to_hub(  # type: ignore[override]  # its card would take the place of the checkpoint's
         self,

@@ -30,6 +30,7 @@ from .calibration import (
 )
 from .configuration_asd import FORMAT_VERSION
 from .detectors import BANK_DETECTORS, Detector
+from .enrolment import LOCAL
 from .hub_files import fetch, push_files
 
 TENSORS_NAME = "reference_bank.safetensors"
@@ -671,7 +672,7 @@ def local_machine(name: str) -> str:
     """Return the full name of a machine that a user enrolls, or raise ValueError."""
     if not name or "/" in name:
         raise ValueError(f"{name!r} cannot name a machine. Give a name without a slash.")
-    return f"local/{name}/00"
+    return f"{LOCAL}/{name}/00"
 
 
 def encoder_fingerprint(model: nn.Module) -> Tensor:

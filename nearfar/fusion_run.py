@@ -17,6 +17,7 @@ from nearfar.files import read_json, whole_folder, write_json
 from nearfar.fused_scores import Calibrated
 from nearfar.fusion import ScoreFusion
 from nearfar.hub import FORMAT_VERSION, RUN_FILE, read_run
+from nearfar.licenses import card_license, members_metadata, members_section
 
 FUSION_FILE = "fusion.json"
 MEMBERS_FOLDER = "members"
@@ -59,7 +60,8 @@ def write_fusion_run(
     with whole_folder(folder, last=RUN_FILE) as partial:
         names = _write_members(partial, members, kind="fusion", recipe=recipe, metrics=values)
         write_fusion(partial, names, fusion, search=search)
-        card = _card(names, fusion, search, false_alarm_section(alarms, tuned_folds=tuned_folds))
+        false_alarms = false_alarm_section(alarms, tuned_folds=tuned_folds)
+        card = _card(names, fusion, search, false_alarms, _licenses(names, members))
         (partial / "README.md").write_text(card, encoding="utf-8")
 
 
@@ -90,6 +92,7 @@ def write_feature_fusion_run(
         bank.save_pretrained(partial)
         template = importlib.resources.files("nearfar").joinpath("feature_fusion_card_template.md")
         card = Template(template.read_text(encoding="utf-8")).substitute(
+            **_licenses(names, members),
             members="\n".join(f"- `{MEMBERS_FOLDER}/{name}`" for name in names),
             detector=bank.detector,
             num_references=metrics["num_references"],
@@ -186,6 +189,7 @@ def _card(
     fusion: ScoreFusion,
     search: Mapping[str, Any] | None,
     false_alarms: str,
+    licenses: Mapping[str, str],
 ) -> str:
     template = importlib.resources.files("nearfar").joinpath("fusion_card_template.md")
     rows = [
@@ -207,4 +211,14 @@ def _card(
         normalization=fusion.normalization,
         found=found,
         false_alarms=false_alarms,
+        **licenses,
     )
+
+
+def _licenses(names: Sequence[str], members: Sequence[Path]) -> dict[str, str]:
+    """Return what the card says of the members' licences, as its template calls it."""
+    stated = {
+        f"{MEMBERS_FOLDER}/{name}": card_license(member)
+        for name, member in zip(names, members, strict=True)
+    }
+    return {"license": members_metadata(stated.values()), "licenses": members_section(stated)}

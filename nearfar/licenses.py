@@ -1,6 +1,6 @@
 """Which licence a checkpoint comes under: that of its encoder and data, where they ask for more."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +49,38 @@ def license_metadata(encoder_license: str | None, data_license: str | None) -> s
     given = [name for name in (encoder_license, data_license) if name]
     strict = [name for name in given if forbids_commerce(name)]
     chosen = (strict or ([encoder_license] if encoder_license else []) or [OWN_LICENSE])[0]
-    name = slug(chosen)
-    return name if name in HUB_LICENSES else f"other\nlicense_name: {name}"
+    return _on_the_hub(chosen)
+
+
+def card_license(folder: Path) -> str | None:
+    """Return the licence that a run folder's card states, by its own name; None if not known."""
+    data: Any = ModelCard.load(folder / "README.md", ignore_metadata_errors=True).data
+    stated = data.get("license")
+    return None if stated in (None, "unknown") else str(data.get("license_name") or stated)
+
+
+def members_metadata(licenses: Iterable[str | None]) -> str:
+    """Return the `license` of a fusion's card, from those of its members' cards.
+
+    One that forbids commercial use is kept. Without one, a member whose licence is not known leaves
+    the fusion's unknown, and otherwise the first that is not nearfar's own counts.
+    """
+    given = list(licenses)
+    if strict := [name for name in given if name and forbids_commerce(name)]:
+        return _on_the_hub(strict[0])
+    if None in given:
+        return "unknown"
+    others = [name for name in given if name and slug(name) != OWN_LICENSE]
+    return _on_the_hub((others or [OWN_LICENSE])[0])
+
+
+def members_section(licenses: Mapping[str, str | None]) -> str:
+    """Return what a fusion's card says of the licences: member -> licence, None where not given."""
+    lines = ["Each member is under a licence of its own; its card says of what.", ""]
+    lines += [f"- `{name}`: {given or 'not given'}" for name, given in licenses.items()]
+    if any(forbids_commerce(name) for name in licenses.values() if name):
+        lines += ["", "**Commercial use is not allowed.**"]
+    return "\n".join(lines)
 
 
 def license_section(recipe: Mapping[str, Any]) -> str:
@@ -81,3 +111,9 @@ def forbids_commerce(name: str) -> bool:
 def slug(name: str) -> str:
     """Return a licence's name as the Hub writes names."""
     return "-".join(name.lower().split())
+
+
+def _on_the_hub(license_name: str) -> str:
+    """Return the value of a card's `license`, and a line of its name if the Hub has none for it."""
+    name = slug(license_name)
+    return name if name in HUB_LICENSES else f"other\nlicense_name: {name}"

@@ -6,7 +6,7 @@ import logging
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import (
@@ -26,12 +26,14 @@ from nearfar.files import read_json
 logger = logging.getLogger(__name__)
 
 CARD = "README.md"
+BANK, ADAPTER = "reference_bank.json", "adapter_config.json"
 PLACEHOLDER = "THIS FOLDER"  # of the repository's name, in a card that is not published yet
 TEXTS = (".json", ".yaml", ".md")  # in which a path of this machine becomes its last part
 UPLOADED = (*TEXTS, ".py", ".safetensors")
 NOT_UPLOADED = ("trainer_state", "__pycache__")
 # What an earlier run may have left in a repository and would be read with this one's files.
-OF_A_RUN = (".py", ".safetensors", "adapter_config.json")
+OF_A_RUN = {"config.json", "fusion.json", BANK, ADAPTER}
+CODE_AND_TENSORS = (".py", ".safetensors")
 
 # An absolute path of two parts or more: /home/me/data, C:\\Users\\me, file:///tmp/x/y.
 LOCAL_PATH = re.compile(
@@ -51,8 +53,8 @@ def published_files(
     """Return what of a run folder is uploaded: path in the repository -> content, or its file.
 
     The states of the training, hidden files and files of other kinds than a run folder is made of
-    stay here. In JSON, YAML and the card a path of this machine is cut to its last part, and the
-    card's example names the repository.
+    stay here. In JSON, YAML and cards a path of this machine is cut to its last part, and the
+    card's example names the repository. A fusion's members come along, checked alike.
 
     Args:
         folder: A complete run folder.
@@ -85,17 +87,25 @@ def published_files(
     if left_out:
         logger.warning("Not uploaded, a run folder has no such files: %s.", left_out)
     check_secrets(texts, token)
-    check_bank(folder)
     if CARD not in texts:
         raise ValueError(f"{folder} has no {CARD}. Write the run anew with train.py, or add one.")
-    if "adapter_config.json" in texts:
-        raise ValueError(
-            f"{folder} has adapter_config.json beside merged weights, so that loading would add "
-            "the adapter a second time. Move it into adapter/."
-        )
+    for path in (folder / name for name in texts):
+        if path.name == BANK:
+            check_bank(path)
+        if path.name == ADAPTER and path.parent.name != "adapter":
+            raise ValueError(
+                f"{path.parent} has {ADAPTER} beside merged weights, so that loading would add "
+                "the adapter a second time. Move it into adapter/."
+            )
     texts[CARD] = texts[CARD].replace(PLACEHOLDER, repo_id)
     check_card(texts[CARD])
     return files | {name: text.encode() for name, text in texts.items()}
+
+
+def is_of_a_run(name: str) -> bool:
+    """Return whether a file of a repository is one that a run folder comes with, or its member."""
+    path = PurePosixPath(name)
+    return path.parts[0] == "members" or path.name in OF_A_RUN or path.suffix in CODE_AND_TENSORS
 
 
 def without_paths(text: str, name: str) -> str:
@@ -135,13 +145,10 @@ def check_tensors(path: Path) -> None:
         raise ValueError(f"The metadata of {path.name} names a path of this machine. Save it anew.")
 
 
-def check_bank(folder: Path) -> None:
-    """Raise ValueError where a reference bank's two files do not belong together."""
-    described = folder / "reference_bank.json"
-    if not described.is_file():
-        return
+def check_bank(described: Path) -> None:
+    """Raise ValueError where a reference bank's JSON and the tensors beside it do not match."""
     due = read_json(described).get("tensors_sha256")
-    tensors = folder / "reference_bank.safetensors"
+    tensors = described.with_suffix(".safetensors")
     found = None
     if tensors.is_file():
         with tensors.open("rb") as file:
@@ -227,7 +234,7 @@ def upload(
         if revision is not None:
             api.create_branch(full_name, branch=revision, exist_ok=True)
         there = api.list_repo_files(full_name, revision=revision)
-        stale = [name for name in there if name.endswith(OF_A_RUN) and name not in files]
+        stale = [name for name in there if is_of_a_run(name) and name not in files]
         commit = api.create_commit(
             full_name,
             [

@@ -13,6 +13,7 @@ atexit.register(shutil.rmtree, _CACHE, ignore_errors=True)
 import pytest  # noqa: E402 - the libraries read these variables when they are imported
 
 from data_scripts.factory import simulate_factory  # noqa: E402
+from tests.person import Person  # noqa: E402
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -32,6 +33,24 @@ def factory_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
         num_workers=1,
     )
     return folder
+
+
+@pytest.fixture
+def person(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Person:
+    """Let this process be a certain person's, on a certain computer."""
+    user, computer = names = ("zdenka_quoll", "wombat-9000")
+    home = tmp_path / user
+    home.mkdir()
+    for variable in ("USER", "LOGNAME", "USERNAME", "LNAME"):
+        monkeypatch.setenv(variable, user)
+    for variable in ("HOSTNAME", "HOST", "COMPUTERNAME"):
+        monkeypatch.setenv(variable, computer)
+    monkeypatch.setenv("HOME", str(home))
+    for function in ("getpass.getuser", "os.getlogin"):
+        monkeypatch.setattr(function, lambda: user)
+    for function in ("socket.gethostname", "socket.getfqdn", "platform.node"):
+        monkeypatch.setattr(function, lambda *_: computer)
+    return Person(home, names)
 
 
 @pytest.fixture(scope="session")

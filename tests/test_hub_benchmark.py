@@ -26,4 +26,9 @@ def test_a_quickstart_goes_to_the_hub_and_comes_back(
     lines = capsys.readouterr().out.splitlines()
     [offline] = [line for line in lines if line.startswith("load both without a network")]
     assert offline.endswith(" 0 requests")
-    assert "enrolled local/my_pump/00" in lines[-1]
+    enrolled, streamed, trained = lines[-3:]
+    assert "enrolled local/my_pump/00" in enrolled
+    assert ": 20 train, 12 test clips, their samples those of the wav files" in streamed
+    assert trained.startswith("trained from tester/machines and from the folder: equal in ")
+    [published] = [line for line in lines if line.startswith("publish the recordings")]
+    assert not published.endswith(" 0 requests")

@@ -12,6 +12,7 @@ from peft import PeftModel
 import train
 from modeling import ENCODERS, AsdConfig, AsdForProxyClassification
 from tests.loopback_hub import TOKEN, USER, LoopbackHub
+from tests.person import Person
 from tests.scripts import TINY_RECIPE, run_script
 from tests.tiny import TINY_ENCODER
 
@@ -26,9 +27,9 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[LoopbackHub
 
 
 @pytest.fixture
-def encoder_dir(tmp_path: Path) -> Path:
+def encoder_dir(person: Person) -> Path:
     """A pre-trained encoder whose weights may not be sold."""
-    folder = tmp_path / "encoder"
+    folder = person.home / "encoder"
     config = AsdConfig(encoder_config=TINY_ENCODER).encoder_config
     with torch.random.fork_rng():
         torch.manual_seed(1)
@@ -37,14 +38,17 @@ def encoder_dir(tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_run_with_lora_is_published_with_its_licence_and_its_adapter(
+def test_a_run_with_lora_is_published_with_its_licence_and_adapter_and_without_its_user(
     hub: LoopbackHub,
     encoder_dir: Path,
+    person: Person,
     factory_dir: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    arguments = ["--data_dir", factory_dir, "--output_dir", tmp_path / "mine", *TINY_RECIPE[2:]]
+    (person.home / "data").symlink_to(factory_dir)
+    arguments = ["--data_dir", person.home / "data", "--output_dir", person.home / "mine"]
+    arguments += TINY_RECIPE[2:]
     arguments += ["--encoder_checkpoint", encoder_dir, "--lora_rank", 2, "--max_steps", 2]
     arguments += ["--push_to_hub", "--hub_private_repo", "--hub_token", TOKEN]
     run_script(train, arguments, monkeypatch)
@@ -53,8 +57,10 @@ def test_a_run_with_lora_is_published_with_its_licence_and_its_adapter(
     files = repository.files()
     for name, blob in files.items():
         assert TOKEN.encode() not in blob.content, name
+        assert not person.is_told_by(blob.content), name
         assert str(tmp_path).encode() not in blob.content, name
         assert "trainer_state" not in name
+    assert not person.is_told_by(repr(repository.log).encode())
     recipe = yaml.safe_load(files["recipe.yaml"].content)
     assert not [key for key in recipe if key.startswith(("hub_", "push_"))]
     card = ModelCard(files["README.md"].content.decode())

@@ -1,7 +1,9 @@
 """Published recordings go to a Hub and come back by real clients, whatever breaks in between."""
 
+import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -9,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import soundfile
 from huggingface_hub import HfApi
@@ -18,6 +21,7 @@ from data_scripts.publish import main, publish_recordings, push_to_hub
 from nearfar import metric_space
 from nearfar.metrics import official_score, section_metrics
 from tests.loopback_hub import USER, Fault, LoopbackHub
+from tests.person import Person
 
 REPO = f"{USER}/machines"
 ROOT = Path(__file__).resolve().parents[2]
@@ -87,6 +91,20 @@ def test_what_is_pushed_is_the_folder_without_what_is_of_this_computer(
     }
     assert (published / ".publication.json").is_file()
     assert not hub.repository("datasets", REPO).private
+
+
+def test_nobody_learns_who_published(hub: LoopbackHub, recordings: Path, person: Person) -> None:
+    shutil.copytree(recordings, person.home / "data")
+    push(person.home / "data", person.home / "parquet", "--license", "cc-by-4.0")
+    repository = hub.repository("datasets", REPO)
+    for path, blob in repository.files().items():
+        told = blob.content
+        if path.endswith(".parquet"):  # compressed
+            table = pq.read_table(io.BytesIO(told))
+            told += repr((table.to_pylist(), table.schema.metadata)).encode()
+        assert not person.is_told_by(told), path
+        assert str(person.home.parent).encode() not in told, path
+    assert not person.is_told_by(repr(repository.log).encode())
 
 
 def test_an_upload_that_was_cut_off_shows_nothing_and_goes_on_where_it_was(

@@ -152,6 +152,34 @@ def test_a_new_machine_is_told_apart_and_the_others_stay(pipe, enroll, tmp_path:
     assert load(tmp_path)(clip, machine="my_pump") == normal
 
 
+def test_the_card_tells_the_thresholds_of_the_machines_enrolled(
+    pipe, enroll, tmp_path: Path
+) -> None:
+    enroll(*steady(12))
+    pipe.save_pretrained(tmp_path / "one")
+    before, card = ((folder / "README.md").read_text() for folder in (OLD_RUN, tmp_path / "one"))
+    old_row = next(row for row in before.splitlines() if row.startswith("| 2026/pumpSim/00 |"))
+    row = f"| {LOCAL} | {pipe.reference_bank.threshold(LOCAL):.4f} |"
+    assert card == before.replace(old_row, f"{old_row}\n{row}")
+
+    later = load(tmp_path / "one")
+    near, far = steady(12, seed=4)
+    later.enroll("my|pump", near, far=far, sampling_rate=RATE, window_seconds=WINDOW / RATE)
+    later.enroll("my_pump", near, sampling_rate=RATE, window_seconds=WINDOW / RATE)
+    later.save_pretrained(tmp_path / "two")
+    rows = [
+        f"| {name} | {later.reference_bank.threshold(machine):.4f} |"
+        for name, machine in ((LOCAL, LOCAL), (r"local/my\|pump/00", "local/my|pump/00"))
+    ]
+    card = (tmp_path / "two" / "README.md").read_text()
+    assert row not in card
+    assert sorted(r for r in card.splitlines() if r.startswith("| local/")) == sorted(rows)
+    for path in (tmp_path / "two").iterdir():
+        assert str(tmp_path).encode() not in path.read_bytes(), path.name  # where it came from
+    load(OLD_RUN).save_pretrained(tmp_path / "two")  # a bank without them, where a card lies
+    assert (tmp_path / "two" / "README.md").read_text() == before
+
+
 def test_every_way_to_give_recordings_gives_one_bank(pipe, enroll, tmp_path: Path) -> None:
     near, far = np.round(steady(12) * 32_768) / 32_768  # as a file of 16 bits keeps it
     halves = [slice(0, 6 * WINDOW), slice(6 * WINDOW, None)]

@@ -4,7 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from nearfar.licenses import license_metadata, license_section, stated_license
+from nearfar.licenses import (
+    card_license,
+    license_metadata,
+    license_section,
+    members_metadata,
+    members_section,
+    stated_license,
+)
 
 
 @pytest.mark.parametrize(
@@ -35,6 +42,26 @@ def test_the_licence_of_an_encoder_is_its_cards_or_its_authors(tmp_path: Path) -
     assert stated_license(tmp_path, "nearfar_eat") == "cc-by-nc-4.0"
     (tmp_path / "README.md").write_text("No metadata.\n")
     assert stated_license(tmp_path, "nearfar_eat") == "mit"
+
+
+@pytest.mark.parametrize(
+    ("members", "expected"),
+    [
+        (["apache-2.0", "apache-2.0"], "apache-2.0"),
+        (["apache-2.0", "mit"], "mit"),
+        (["mit", None], "unknown"),
+        ([None, "cc-by-nc-4.0"], "cc-by-nc-4.0"),
+        (["mit", "acme-research-only"], "other\nlicense_name: acme-research-only"),
+    ],
+)
+def test_a_fusion_is_as_free_as_its_strictest_member(members, expected, tmp_path: Path) -> None:
+    assert members_metadata(members) == expected
+    told = members_section(dict(zip("ab", members, strict=True)))
+    assert ("Commercial use is not allowed" in told) == ("-nc" in expected or "only" in expected)
+    assert ("not given" in told) == (None in members)
+    (tmp_path / "README.md").write_text(f"---\nlicense: {expected}\n---\n")
+    own = None if expected == "unknown" else expected.rpartition(" ")[2]
+    assert card_license(tmp_path) == own  # a fusion can be a member
 
 
 def test_an_unknown_licence_is_said_to_be_unknown() -> None:
