@@ -1,6 +1,5 @@
 """A run folder, loaded: judges recordings window by window, and says what it heard."""
 
-import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -77,12 +76,10 @@ class Heard:
     Attributes:
         sound: The recording's window.
         cleaned: (num_samples,) float32, near after the front end; None where nothing was cleaned.
-        anomaly_map: Of the cleaned sound, or else of near, as the pipeline's "map"; or None.
     """
 
     sound: Recording
     cleaned: NDArray[np.float32] | None
-    anomaly_map: Mapping[str, Any] | None = None
 
 
 class Detector:
@@ -146,8 +143,6 @@ class Detector:
         recording: Recording,
         machine: str | None,
         bank: ReferenceBank | None = None,
-        *,
-        with_map: bool = False,
     ) -> tuple[Verdict, Heard]:
         """Judge a recording of a machine, and return what was heard in its oddest window.
 
@@ -155,7 +150,6 @@ class Detector:
             recording: Of any length; see `window_starts`.
             machine: A full name or a bare machine type.
             bank: One that a user enrolled, in place of the detector's own.
-            with_map: Whether to ask for the anomaly map of what is shown.
 
         Raises:
             UnknownMachineError: The bank does not hold the machine.
@@ -197,8 +191,26 @@ class Detector:
         )
         sound = parts[shown][1]
         strength = bank.front_end_strength(full_name)
-        anomaly_map = _map_of(pipe, sound, full_name) if with_map else None
-        return verdict, Heard(sound, self._cleaned(sound, strength), anomaly_map)
+        return verdict, Heard(sound, self._cleaned(sound, strength))
+
+    def anomaly_map(
+        self, sound: Recording, machine: str, bank: ReferenceBank | None = None
+    ) -> Mapping[str, Any] | None:
+        """Return why a window scores as it does, as the pipeline's "map".
+
+        It is of the cleaned sound, or else of near; None for a detector that cannot say.
+
+        Args:
+            sound: A window that was judged.
+            machine: Its full name.
+            bank: As for `judge`.
+        """
+        try:
+            result: Any = self._pipeline(bank or self.bank)(_row(sound), machine=machine, map=True)
+        except ValueError:  # the sound has been judged, so it is the map that cannot be
+            return None
+        drawn: Mapping[str, Any] = result["map"]
+        return drawn
 
     def embed(self, parts: Sequence[Recording], machine: str) -> NDArray[np.float32]:
         """Return the embeddings (N, views, bands, size) of windows of any machine."""
@@ -254,17 +266,6 @@ def _row(part: Recording) -> dict[str, Any]:
         "sampling_rate": SAMPLING_RATE,
         "file_name": part.name,
     }
-
-
-def _map_of(
-    pipe: AnomalousSoundDetectionPipeline, sound: Recording, machine: str
-) -> Mapping[str, Any] | None:
-    """Return the pipeline's anomaly map of a window; None where the pipeline draws none."""
-    if "map" not in inspect.signature(pipe.__call__).parameters:
-        return None
-    result: Any = pipe(_row(sound), machine=machine, map=True)
-    drawn: Mapping[str, Any] | None = result.get("map")
-    return drawn
 
 
 def _without_header(card: str) -> str:

@@ -66,6 +66,21 @@ def test_a_long_recording_is_judged_by_its_median_window_and_shows_its_oddest(
     np.testing.assert_array_equal(heard.sound.near, near[start : start + 160_000])
 
 
+def test_the_map_adds_up_to_the_score_and_is_drawn_after_the_verdict(
+    actions: Actions, sounds: FactorySounds
+) -> None:
+    example = sounds.examples()[-1]
+    verdict, heard = actions.judge(example.machine, str(example.path), None, {})
+    drawn = actions.detector.anomaly_map(heard.sound, verdict.machine)
+    assert drawn["neutral"] == "profile"
+    assert np.sum(drawn["values"]) == pytest.approx(verdict.anomaly_score, rel=1e-3)
+    first, second, third = actions.listen(example.machine, str(example.path), None, {})
+    assert "nf-gauge" in first.verdict
+    assert first.sounds == first.references == ""
+    assert second.sounds.count("tinted where") == 2  # a caption, and words for who cannot see
+    assert "nf-references" in third.references
+
+
 def test_references_that_are_played_are_those_the_bank_was_made_of(
     detector: Detector, sounds: FactorySounds
 ) -> None:
