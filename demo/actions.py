@@ -177,11 +177,10 @@ class Actions:
 
 def enrolment_card(enrolment: Enrolment) -> str:
     """Return what came of an enrolment, in words."""
-    threshold = enrolment.bank.threshold(enrolment.machine)
     text = (
-        f"{spoken(enrolment.machine)} is ready: {enrolment.num_windows} references, threshold "
-        f"{threshold:.3f}. Choose it on the tab Listen; it is gone when this page is closed, "
-        "unless you download it."
+        f"{spoken(enrolment.machine)} is ready: {enrolment.num_references} references, threshold "
+        f"{enrolment.threshold:.3f}. Choose it on the tab Listen; it is gone when this page is "
+        "closed, unless you download it."
     )
     cautions = "".join(f"<li>{escape(caution)}</li>" for caution in enrolment.cautions)
     return message(text, kind="good") + (

@@ -1,6 +1,6 @@
 """A run folder, loaded: judges recordings window by window, and says what it heard."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +18,6 @@ from nearfar.files import read_json
 
 WINDOW_SECONDS = 10.0
 NUM_NEAREST = 3
-LOCAL = "local"  # the year of machines that a user enrolled
 
 
 class WindowVerdict(NamedTuple):
@@ -157,9 +156,9 @@ class Detector:
         """
         bank = bank or self.bank
         full_name = bank.resolve(machine)
-        pipe = self._pipeline(bank)
+        pipe = self.pipeline(bank)
         parts = list(windows_of(recording))
-        rows = [_row(part) for _, part in parts]
+        rows = [row_of(part) for _, part in parts]
         results = [pipe(row, machine=full_name, num_nearest=NUM_NEAREST) for row in rows]
         scores = np.array([result["anomaly_score"] for result in results])
         median = int(np.argsort(scores, kind="stable")[len(scores) // 2])
@@ -206,26 +205,14 @@ class Detector:
             bank: As for `judge`.
         """
         try:
-            result: Any = self._pipeline(bank or self.bank)(_row(sound), machine=machine, map=True)
+            result: Any = self.pipeline(bank or self.bank)(row_of(sound), machine=machine, map=True)
         except ValueError:  # the sound has been judged, so it is the map that cannot be
             return None
         drawn: Mapping[str, Any] = result["map"]
         return drawn
 
-    def embed(self, parts: Sequence[Recording], machine: str) -> NDArray[np.float32]:
-        """Return the embeddings (N, views, bands, size) of windows of any machine."""
-        embedded = []
-        for part in parts:
-            near, far = self.feature_extractor.pair(part.near, part.far, part.name)
-            inputs = self.feature_extractor(
-                [near], [far], sampling_rate=SAMPLING_RATE, return_tensors="pt"
-            ).to(self.device)
-            named = {"machines": [machine]} if self.model.reads_machines else {}
-            with torch.inference_mode():
-                embedded.append(self.model(**inputs, **named).embedding.float().cpu().numpy())
-        return np.concatenate(embedded)
-
-    def _pipeline(self, bank: ReferenceBank) -> AnomalousSoundDetectionPipeline:
+    def pipeline(self, bank: ReferenceBank) -> AnomalousSoundDetectionPipeline:
+        """Return the pipeline with a bank, which its `enroll` adds to."""
         pipe = AnomalousSoundDetectionPipeline(
             self.model, feature_extractor=self.feature_extractor, device=self.device
         )
@@ -259,7 +246,8 @@ def windows_of(recording: Recording) -> list[tuple[float, Recording]]:
     return [(start / SAMPLING_RATE, recording.part(start, start + length)) for start in starts]
 
 
-def _row(part: Recording) -> dict[str, Any]:
+def row_of(part: Recording) -> dict[str, Any]:
+    """Return a recording as the pipeline takes it."""
     return {
         "near": part.near,
         "far": part.far,
