@@ -2,7 +2,7 @@
 
 import base64
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -90,26 +90,27 @@ class Actions:
         near: str | None,
         far: str | None,
         session: Session | None,
-        **options: bool,
     ) -> tuple[Verdict, Heard]:
         """Judge an uploaded recording; raises one of `USER_ERRORS`. See `Detector.judge`."""
         recording = read_recording(near, far)
         machine = machine or None
-        return self.detector.judge(recording, machine, self._bank_of(machine, session), **options)
+        return self.detector.judge(recording, machine, self._bank_of(machine, session))
 
     def listen(
         self, machine: str | None, near: str | None, far: str | None, session: Session | None
     ) -> Iterator[Answer]:
-        """Judge an uploaded recording; the verdict comes first, the references after it."""
+        """Judge an uploaded recording; the verdict comes first, what explains it after it."""
         try:
-            verdict, heard = self.judge(machine, near, far, session, with_map=True)
+            verdict, heard = self.judge(machine, near, far, session)
         except USER_ERRORS as error:
             yield Answer(message(said(error)), "", "")
             return
         bank = self._bank_of(verdict.machine, session)
         scores = bank.calibration_scores(verdict.machine).tolist()
         card = verdict_card(verdict, spoken(verdict.machine), scores)
-        yield Answer(card, self._panels(heard), "")
+        yield Answer(card, "", "")
+        drawn = self.detector.anomaly_map(heard.sound, verdict.machine, bank)
+        yield Answer(None, self._panels(heard, drawn), None)
         yield Answer(None, None, self._references(verdict))
 
     def enroll(
@@ -150,14 +151,14 @@ class Actions:
     def _bank_of(self, machine: str | None, session: Session | None) -> ReferenceBank:
         return (session or {}).get(machine or "", self.detector.bank)
 
-    def _panels(self, heard: Heard) -> str:
+    def _panels(self, heard: Heard, anomaly_map: Mapping[str, Any] | None) -> str:
         waveforms = {"near": heard.sound.near}
         if heard.sound.far is not None:
             waveforms["far"] = heard.sound.far
         if heard.cleaned is not None:
             waveforms["cleaned"] = heard.cleaned
         urls = {name: self.shelf.sound_url(waveform) for name, waveform in waveforms.items()}
-        return sound_panels(waveforms, urls, CAPTIONS, heard.anomaly_map)
+        return sound_panels(waveforms, urls, CAPTIONS, anomaly_map)
 
     def _references(self, verdict: Verdict) -> str:
         players = {}
@@ -176,11 +177,10 @@ class Actions:
 
 def enrolment_card(enrolment: Enrolment) -> str:
     """Return what came of an enrolment, in words."""
-    threshold = enrolment.bank.threshold(enrolment.machine)
     text = (
-        f"{spoken(enrolment.machine)} is ready: {enrolment.num_windows} references, threshold "
-        f"{threshold:.3f}. Choose it on the tab Listen; it is gone when this page is closed, "
-        "unless you download it."
+        f"{spoken(enrolment.machine)} is ready: {enrolment.num_references} references, threshold "
+        f"{enrolment.threshold:.3f}. Choose it on the tab Listen; it is gone when this page is "
+        "closed, unless you download it."
     )
     cautions = "".join(f"<li>{escape(caution)}</li>" for caution in enrolment.cautions)
     return message(text, kind="good") + (

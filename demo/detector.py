@@ -1,7 +1,6 @@
 """A run folder, loaded: judges recordings window by window, and says what it heard."""
 
-import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +18,6 @@ from nearfar.files import read_json
 
 WINDOW_SECONDS = 10.0
 NUM_NEAREST = 3
-LOCAL = "local"  # the year of machines that a user enrolled
 
 
 class WindowVerdict(NamedTuple):
@@ -77,12 +75,10 @@ class Heard:
     Attributes:
         sound: The recording's window.
         cleaned: (num_samples,) float32, near after the front end; None where nothing was cleaned.
-        anomaly_map: Of the cleaned sound, or else of near, as the pipeline's "map"; or None.
     """
 
     sound: Recording
     cleaned: NDArray[np.float32] | None
-    anomaly_map: Mapping[str, Any] | None = None
 
 
 class Detector:
@@ -146,8 +142,6 @@ class Detector:
         recording: Recording,
         machine: str | None,
         bank: ReferenceBank | None = None,
-        *,
-        with_map: bool = False,
     ) -> tuple[Verdict, Heard]:
         """Judge a recording of a machine, and return what was heard in its oddest window.
 
@@ -155,7 +149,6 @@ class Detector:
             recording: Of any length; see `window_starts`.
             machine: A full name or a bare machine type.
             bank: One that a user enrolled, in place of the detector's own.
-            with_map: Whether to ask for the anomaly map of what is shown.
 
         Raises:
             UnknownMachineError: The bank does not hold the machine.
@@ -163,9 +156,9 @@ class Detector:
         """
         bank = bank or self.bank
         full_name = bank.resolve(machine)
-        pipe = self._pipeline(bank)
+        pipe = self.pipeline(bank)
         parts = list(windows_of(recording))
-        rows = [_row(part) for _, part in parts]
+        rows = [row_of(part) for _, part in parts]
         results = [pipe(row, machine=full_name, num_nearest=NUM_NEAREST) for row in rows]
         scores = np.array([result["anomaly_score"] for result in results])
         median = int(np.argsort(scores, kind="stable")[len(scores) // 2])
@@ -197,23 +190,29 @@ class Detector:
         )
         sound = parts[shown][1]
         strength = bank.front_end_strength(full_name)
-        anomaly_map = _map_of(pipe, sound, full_name) if with_map else None
-        return verdict, Heard(sound, self._cleaned(sound, strength), anomaly_map)
+        return verdict, Heard(sound, self._cleaned(sound, strength))
 
-    def embed(self, parts: Sequence[Recording], machine: str) -> NDArray[np.float32]:
-        """Return the embeddings (N, views, bands, size) of windows of any machine."""
-        embedded = []
-        for part in parts:
-            near, far = self.feature_extractor.pair(part.near, part.far, part.name)
-            inputs = self.feature_extractor(
-                [near], [far], sampling_rate=SAMPLING_RATE, return_tensors="pt"
-            ).to(self.device)
-            named = {"machines": [machine]} if self.model.reads_machines else {}
-            with torch.inference_mode():
-                embedded.append(self.model(**inputs, **named).embedding.float().cpu().numpy())
-        return np.concatenate(embedded)
+    def anomaly_map(
+        self, sound: Recording, machine: str, bank: ReferenceBank | None = None
+    ) -> Mapping[str, Any] | None:
+        """Return why a window scores as it does, as the pipeline's "map".
 
-    def _pipeline(self, bank: ReferenceBank) -> AnomalousSoundDetectionPipeline:
+        It is of the cleaned sound, or else of near; None for a detector that cannot say.
+
+        Args:
+            sound: A window that was judged.
+            machine: Its full name.
+            bank: As for `judge`.
+        """
+        try:
+            result: Any = self.pipeline(bank or self.bank)(row_of(sound), machine=machine, map=True)
+        except ValueError:  # the sound has been judged, so it is the map that cannot be
+            return None
+        drawn: Mapping[str, Any] = result["map"]
+        return drawn
+
+    def pipeline(self, bank: ReferenceBank) -> AnomalousSoundDetectionPipeline:
+        """Return the pipeline with a bank, which its `enroll` adds to."""
         pipe = AnomalousSoundDetectionPipeline(
             self.model, feature_extractor=self.feature_extractor, device=self.device
         )
@@ -247,24 +246,14 @@ def windows_of(recording: Recording) -> list[tuple[float, Recording]]:
     return [(start / SAMPLING_RATE, recording.part(start, start + length)) for start in starts]
 
 
-def _row(part: Recording) -> dict[str, Any]:
+def row_of(part: Recording) -> dict[str, Any]:
+    """Return a recording as the pipeline takes it."""
     return {
         "near": part.near,
         "far": part.far,
         "sampling_rate": SAMPLING_RATE,
         "file_name": part.name,
     }
-
-
-def _map_of(
-    pipe: AnomalousSoundDetectionPipeline, sound: Recording, machine: str
-) -> Mapping[str, Any] | None:
-    """Return the pipeline's anomaly map of a window; None where the pipeline draws none."""
-    if "map" not in inspect.signature(pipe.__call__).parameters:
-        return None
-    result: Any = pipe(_row(sound), machine=machine, map=True)
-    drawn: Mapping[str, Any] | None = result.get("map")
-    return drawn
 
 
 def _without_header(card: str) -> str:

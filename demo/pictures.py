@@ -178,7 +178,7 @@ def sound_panels(
         seconds = len(waveforms[name]) / SAMPLING_RATE
         mapped = anomaly_map if name == list(levels)[-1] else None
         picture = spectrogram_url(level, loudest, seconds, mapped)
-        tinted = "" if mapped is None else "; tinted where the score comes from"
+        tinted = "" if mapped is None else "; tinted where most of the score comes from"
         caption = escape(f"{captions[name]}{tinted}")
         panels.append(
             f'<figure class="nf-panel"><figcaption><b>{escape(name)}</b> {caption}</figcaption>'
@@ -217,13 +217,17 @@ def map_weights(
 ) -> NDArray[np.float64]:
     """Return how much each pixel, (bins, columns), raises the score: from 0 to 1, the most.
 
+    A share of the score that every cell has says nothing of where it comes from, so only what a
+    cell has beyond the mean cell counts.
+
     Args:
         anomaly_map: values (times, bands), time_edges_seconds, band_edges_hz.
         num_bins: Rows, from 0 Hz to the half of the sampling rate.
         num_columns: Over the whole sound.
         seconds: Length of the sound.
     """
-    values = np.clip(np.asarray(anomaly_map["values"], dtype=np.float64), 0, None)
+    values = np.asarray(anomaly_map["values"], dtype=np.float64)
+    values = np.clip(values - values.mean(), 0, None)
     times = (np.arange(num_columns) + 0.5) * seconds / num_columns
     hertz = np.arange(num_bins) * SAMPLING_RATE / 2 / (num_bins - 1)
     cells = []

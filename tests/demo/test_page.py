@@ -132,7 +132,7 @@ def test_a_machine_is_enrolled_listened_to_and_downloaded(
     visit.page.get_by_text("monday").first.wait_for()
     visit.press("Enrol this machine")
     assert "8 references" in visit.card("Press 4 (yours) is ready").inner_text()
-    assert "are little" in visit.page.locator(".nf-cautions").inner_text()
+    assert "Too little" in visit.page.locator(".nf-cautions").inner_text()
     with visit.page.expect_download() as download:
         visit.download("The machine's reference bank")
     assert download.value.suggested_filename == "reference_bank.zip"

@@ -70,6 +70,8 @@ def test_the_map_tints_its_cells_and_only_what_raises_the_score() -> None:
     assert (weights[:10] == 0).all()  # the low band lowers the score, or says nothing
     np.testing.assert_array_equal(weights[10:40], np.tile([1.0, 1.0, 0.5, 0.5], (30, 1)))
     assert (weights[40:] == 0).all()  # beyond the map
+    lifted = [[value + 5 for value in row] for row in MAP["values"]]
+    np.testing.assert_allclose(map_weights(MAP | {"values": lifted}, 81, 4, 2.0), weights)
 
 
 def test_a_spectrogram_has_low_frequencies_at_its_bottom() -> None:
