@@ -54,7 +54,10 @@ def license_metadata(encoder_license: str | None, data_license: str | None) -> s
 
 def card_license(folder: Path) -> str | None:
     """Return the licence that a run folder's card states, by its own name; None if not known."""
-    data: Any = ModelCard.load(folder / "README.md", ignore_metadata_errors=True).data
+    card = folder / "README.md"
+    if not card.is_file():
+        return None
+    data: Any = ModelCard.load(card, ignore_metadata_errors=True).data
     stated = data.get("license")
     return None if stated in (None, "unknown") else str(data.get("license_name") or stated)
 

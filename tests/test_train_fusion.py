@@ -18,6 +18,7 @@ from nearfar.files import read_json
 from nearfar.fusion_run import read_fusion
 from nearfar.hub import read_run
 from nearfar.training import TrainingInterruptedError
+from tests.loopback_hub import USER, LoopbackHub
 from tests.scripts import run_script, train_by_two_processes, weights
 from tests.tiny import TINY_EAT, TINY_ENCODER
 
@@ -130,6 +131,29 @@ def test_finished_members_are_not_trained_again(
     run_script(train, words(recipe, factory_dir, fused, "--members_dir", fused.parent), monkeypatch)
     linked = fused / "members" / "2_other" / "model.safetensors"
     assert linked.samefile(fused.parent / "other" / "model.safetensors")
+
+
+@pytest.mark.parametrize("name", ["fused", "joined"])
+def test_a_fusion_is_pushed_when_it_is_written_with_its_members_inside(
+    name: str, fused: Path, recipes: Path, factory_dir: Path, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setattr(train, "train_system", fail)
+    line = words(recipes / f"{name}.yaml", factory_dir, tmp_path / "mine")
+    line += ["--members_dir", fused.parent, "--push_to_hub", "--hub_private_repo"]
+    with LoopbackHub() as hub, hub.clients_here(monkeypatch, tmp_path / "home"):
+        run_script(train, line, monkeypatch)
+        hub.check()
+    repository = hub.repository("models", f"{USER}/mine")
+    assert repository.private
+    files = repository.files()
+    run = read_run(tmp_path / "mine")
+    assert json.loads(files["run.json"].content) == run
+    for member in run["members"]:
+        assert {f"{member}/run.json", f"{member}/model.safetensors"} <= set(files)
+    for path, blob in files.items():
+        assert "trainer_state" not in path
+        for folder in (tmp_path, fused.parent, recipes):
+            assert str(folder).encode() not in blob.content, path
 
 
 def test_an_interrupted_fusion_goes_on_with_the_member_that_was_training(

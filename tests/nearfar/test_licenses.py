@@ -60,6 +60,7 @@ def test_a_fusion_is_as_free_as_its_strictest_member(members, expected, tmp_path
     assert ("Commercial use is not allowed" in told) == ("-nc" in expected or "only" in expected)
     assert ("not given" in told) == (None in members)
     (tmp_path / "README.md").write_text(f"---\nlicense: {expected}\n---\n")
+    assert card_license(tmp_path / "none") is None
     own = None if expected == "unknown" else expected.rpartition(" ")[2]
     assert card_license(tmp_path) == own  # a fusion can be a member
 
