@@ -32,8 +32,28 @@ MODELS: dict[str, Any] = {
 PROVENANCE = ("seed", "recipe", "frozen_encoder", "smoke")  # what scores keep of a run's metrics
 
 
+class BankScorer:
+    """What one bank knows of its machines."""
+
+    bank: ReferenceBank
+
+    @property
+    def machines(self) -> list[str]:
+        """Those of the bank."""
+        return self.bank.machines
+
+    def check_machines(self, machines: Iterable[str]) -> None:
+        """Raise KeyError naming the first machine that the bank does not hold."""
+        for machine in sorted(set(machines)):
+            self.bank.resolve(machine)
+
+    def calibration(self, machine: str) -> Calibration:
+        """Return a machine's calibration clips, their scores and its threshold."""
+        return self.bank.calibration(machine)
+
+
 @dataclass
-class ModelScorer:
+class ModelScorer(BankScorer):
     """A run of kind "model" or "autoencoder".
 
     Attributes:
@@ -49,20 +69,6 @@ class ModelScorer:
     bank: ReferenceBank
     recipe: dict[str, Any]
     metrics: dict[str, Any]
-
-    @property
-    def machines(self) -> list[str]:
-        """Those of the bank."""
-        return self.bank.machines
-
-    def check_machines(self, machines: Iterable[str]) -> None:
-        """Raise KeyError naming the first machine that the bank does not hold."""
-        for machine in sorted(set(machines)):
-            self.bank.resolve(machine)
-
-    def calibration(self, machine: str) -> Calibration:
-        """Return a machine's calibration clips, their scores and its threshold."""
-        return self.bank.calibration(machine)
 
     def embed(
         self,
@@ -94,7 +100,7 @@ class ModelScorer:
 
 
 @dataclass
-class FeatureFusionScorer:
+class FeatureFusionScorer(BankScorer):
     """A run of kind "feature_fusion": the members' embeddings of a clip, in one.
 
     Attributes:
@@ -111,20 +117,6 @@ class FeatureFusionScorer:
     def recipe(self) -> dict[str, Any]:
         """The first member's."""
         return self.members[0].recipe
-
-    @property
-    def machines(self) -> list[str]:
-        """Those of the bank."""
-        return self.bank.machines
-
-    def check_machines(self, machines: Iterable[str]) -> None:
-        """Raise KeyError naming the first machine that the bank does not hold."""
-        for machine in sorted(set(machines)):
-            self.bank.resolve(machine)
-
-    def calibration(self, machine: str) -> Calibration:
-        """Return a machine's calibration clips, their scores and its threshold."""
-        return self.bank.calibration(machine)
 
     def score(
         self,
