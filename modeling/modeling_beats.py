@@ -28,6 +28,28 @@ from .encoder_layer import EncoderLayer
 from .spectrogram import KaldiLogMel
 
 
+class XavierLinear(nn.Linear):
+    """A linear map that starts by Xavier's rule, times a gain.
+
+    A class of its own, because transformers shows `_init_weights` no module of others' code that
+    has no parameters itself, such as a layer.
+
+    Args:
+        in_features: As in `nn.Linear`.
+        out_features: As there.
+        gain: Of the first weights.
+    """
+
+    def __init__(self, in_features: int, out_features: int, *, gain: float = 1.0) -> None:
+        super().__init__(in_features, out_features)
+        self.gain = gain
+
+
+def deep_norm_gain(config: BeatsConfig) -> float:
+    """Return beta of deep-norm for an encoder (Wang et al., 2022, Fig. 2)."""
+    return float((8 * config.num_hidden_layers) ** -0.25) if config.deep_norm else 1.0
+
+
 class BeatsPatchEmbedding(nn.Module):
     """Patches of the spectrogram, each projected to `hidden_size` on its own."""
 
@@ -41,7 +63,7 @@ class BeatsPatchEmbedding(nn.Module):
             bias=config.conv_bias,
         )
         self.norm = nn.LayerNorm(config.patch_embedding_size, eps=config.layer_norm_eps)
-        self.projection = nn.Linear(config.patch_embedding_size, config.hidden_size)
+        self.projection = XavierLinear(config.patch_embedding_size, config.hidden_size)
 
     def forward(self, features: Tensor) -> Tensor:
         """Turn (batch, frames, mel bins) into (batch, time * band, hidden), band running fastest.
@@ -102,10 +124,11 @@ class BeatsAttention(nn.Module):
         self.config = config
         self.head_size = config.hidden_size // config.num_attention_heads
         self.scaling = self.head_size**-0.5
-        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
-        self.k_proj = nn.Linear(config.hidden_size, config.hidden_size)
-        self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
-        self.out_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        gain = deep_norm_gain(config)
+        self.q_proj = XavierLinear(config.hidden_size, config.hidden_size)
+        self.k_proj = XavierLinear(config.hidden_size, config.hidden_size)
+        self.v_proj = XavierLinear(config.hidden_size, config.hidden_size, gain=gain)
+        self.out_proj = XavierLinear(config.hidden_size, config.hidden_size, gain=gain)
         if config.gated_position_bias:
             self.gate = nn.Linear(self.head_size, 8)
             self.gate_scale = nn.Parameter(torch.empty(config.num_attention_heads, 1, 1))
@@ -174,6 +197,9 @@ class BeatsLayer(EncoderLayer):
     def __init__(self, config: BeatsConfig) -> None:
         alpha = (2 * config.num_hidden_layers) ** 0.25 if config.deep_norm else 1.0
         super().__init__(config, BeatsAttention(config), residual_scale=alpha)
+        gain = deep_norm_gain(config)
+        self.fc1 = XavierLinear(config.hidden_size, config.intermediate_size, gain=gain)
+        self.fc2 = XavierLinear(config.intermediate_size, config.hidden_size, gain=gain)
 
 
 class BeatsPreTrainedModel(PreTrainedModel):
@@ -194,31 +220,23 @@ class BeatsPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         """Draw the weights that deep-norm prescribes (Wang et al., 2022, Fig. 2).
 
-        Xavier, whose size follows the layer's width, with gain beta = (8 * layers) ** -0.25 on the
-        value, output and feed-forward maps: a model of any size trains from scratch.
+        Xavier, whose size follows the layer's width, with gain beta on the value, output and
+        feed-forward maps: a model of any size trains from scratch. The convolution starts as torch
+        has it, which the authors leave.
         """
         super()._init_weights(module)
-        depth = self.config.num_hidden_layers
-        gain = (8 * depth) ** -0.25 if self.config.deep_norm else 1.0
-        if isinstance(module, BeatsPatchEmbedding):
-            init.xavier_normal_(module.convolution.weight)
-            init.xavier_normal_(module.projection.weight)
+        if isinstance(module, XavierLinear):
+            init.xavier_normal_(module.weight, gain=module.gain)
+        elif isinstance(module, nn.Conv2d):
+            init.kaiming_uniform_(module.weight, a=math.sqrt(5))
         elif isinstance(module, BeatsConvolutionalPosition):
             hidden_size, _, taps = module.direction.shape
             init.normal_(module.direction, std=2 / math.sqrt(taps * hidden_size))
             norm = torch.linalg.vector_norm(module.direction, dim=(0, 1), keepdim=True)
             init.copy_(module.magnitude, norm)
             init.zeros_(module.bias)
-        elif isinstance(module, BeatsAttention):
-            init.xavier_normal_(module.q_proj.weight)
-            init.xavier_normal_(module.k_proj.weight)
-            init.xavier_normal_(module.v_proj.weight, gain=gain)
-            init.xavier_normal_(module.out_proj.weight, gain=gain)
-            if self.config.gated_position_bias:
-                init.ones_(module.gate_scale)
-        elif isinstance(module, BeatsLayer):
-            init.xavier_normal_(module.fc1.weight, gain=gain)
-            init.xavier_normal_(module.fc2.weight, gain=gain)
+        elif isinstance(module, BeatsAttention) and self.config.gated_position_bias:
+            init.ones_(module.gate_scale)
 
 
 class BeatsModel(BeatsPreTrainedModel):

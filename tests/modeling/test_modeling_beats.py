@@ -209,16 +209,23 @@ def test_each_switch_of_the_architecture_acts(option: str) -> None:
 
 
 def test_new_weights_have_the_size_deep_norm_prescribes() -> None:
-    model = tiny("beats", hidden_size=128, intermediate_size=512, num_hidden_layers=8)
-    gain = (8 * 8) ** -0.25
+    model = tiny("beats", hidden_size=128, intermediate_size=256, num_hidden_layers=4)
+    gain = (8 * 4) ** -0.25
     layer = model.layers[3]
     for weight, factor in (
+        (model.patch_embedding.projection.weight, 1.0),
         (layer.attention.q_proj.weight, 1.0),
+        (layer.attention.k_proj.weight, 1.0),
         (layer.attention.v_proj.weight, gain),
+        (layer.attention.out_proj.weight, gain),
+        (layer.fc1.weight, gain),
         (layer.fc2.weight, gain),
     ):
         expected = factor * (2 / sum(weight.shape)) ** 0.5
         assert weight.std().item() == pytest.approx(expected, rel=0.05)
+    convolution = model.patch_embedding.convolution.weight
+    bound = convolution[0].numel() ** -0.5  # a uniform draw's, as torch's own
+    assert bound == pytest.approx(convolution.abs().max().item(), rel=0.01)
     weight = model.position.weight()
     torch.testing.assert_close(weight, model.position.direction)  # the norm is its own
     assert (layer.attention.gate_scale == 1).all()
