@@ -5,8 +5,10 @@ quieter ones, where there is less to gain and more to lose, with what near hears
 noise alone; clean every clip with every front end; score the clips by 1-NN on log-mel and on
 the quickstart's encoder with random weights, frozen. "guarded" falls back to near on the machines
 where `nearfar.guard` says so, from their references alone; "oracle" falls back where near scored
-better on the test clips, which nothing can know. Seeds and front ends that are done are not done
-again; `machines.csv` has a line for every machine.
+better on the test clips, which nothing can know. The losses that the guard takes away are those of
+machines that lose on one half of their test clips, as the other half measures them, both ways
+round: on the same clips half of all "losses" would be luck. Seeds and front ends that are done are
+not done again; `machines.csv` has a line for every machine.
 
 python -m benchmarks.front_ends --seeds 60 61 62 63 64 --output_dir runs/front_ends
 python -m benchmarks.front_ends --seeds 60 --output_dir runs/front_ends --figure clip.png
@@ -50,9 +52,12 @@ from nearfar.guard import fit_guard
 from nearfar.intervals import mean_interval
 from nearfar.plots import plot_spectrograms
 from nearfar.proxy_labels import ProxyLabels
+from nearfar.score_table import ScoreTable
 from nearfar.training_arguments import TrainArguments
 
 JUDGES = ("log_mel", "encoder")
+HALVES = ("even", "odd")  # of the test clips of each domain and condition, by their order
+PARTS = ("whole", *HALVES)
 SPEED, MACHINES = "speed.json", "machines.csv"
 BATCH_SIZE = 16
 
@@ -172,6 +177,25 @@ def is_done(path: Path, args: FrontEndsArguments) -> bool:
     return all(judge in values for values in result["machines"].values() for judge in args.judges)
 
 
+def part_of(table: ScoreTable, part: str) -> ScoreTable:
+    """Return some of the test clips, every second one of each machine, domain and condition.
+
+    Args:
+        table: Of all test clips.
+        part: Of `PARTS`.
+    """
+    if part == "whole":
+        return table
+    kept = np.zeros(len(table), bool)
+    groups = zip(table.machines, table.domains, table.conditions, strict=True)
+    rows: dict[tuple[str, ...], list[int]] = {}
+    for row, group in enumerate(groups):
+        rows.setdefault(group, []).append(row)
+    for members in rows.values():
+        kept[members[HALVES.index(part) :: 2]] = True
+    return table.take(kept)
+
+
 def build_judge(judge: str, clips: Dataset, *, seed: int) -> nn.Module:
     """Return what embeds cleaned clips."""
     return LogMelMean("near") if judge == "log_mel" else frozen_encoder(clips, seed=seed)
@@ -212,8 +236,10 @@ def evaluate(
         table = nearest_neighbour_scores(
             references, tests, metric="euclidean" if judge == "log_mel" else "cosine"
         )
-        for machine, values in evaluate_scores(table, num_resamples=0)["machines"].items():
-            results[machine][judge] = [values[key] for key in METRICS]
+        for part in PARTS:
+            metrics = evaluate_scores(part_of(table, part), num_resamples=0)["machines"]
+            for machine, values in metrics.items():
+                results[machine].setdefault(judge, {})[part] = [values[key] for key in METRICS]
     return results
 
 
@@ -265,17 +291,18 @@ class Choices(NamedTuple):
     oracle: np.ndarray
 
 
-def choices(results: Mapping[str, Any], name: str, judge: str) -> Choices:
+def choices(results: Mapping[str, Any], name: str, judge: str, part: str = "whole") -> Choices:
     """Return what one front end makes of a factory's machines.
 
     Args:
         results: Front end -> machine -> results, of one factory.
         name: Of the front end.
         judge: Of `JUDGES`.
+        part: Of the test clips, of `PARTS`.
     """
     machines = sorted(results[name])
     near, always = (
-        np.array([results[front_end][machine][judge] for machine in machines])
+        np.array([results[front_end][machine][judge][part] for machine in machines])
         for front_end in ("near", name)
     )
     kept = np.array([results[name][machine]["guard"]["strength"] > 0 for machine in machines])
@@ -305,7 +332,7 @@ def write_machines(
         for seed, by_name in results.items():
             for name, machines in by_name.items():
                 for machine, values in sorted(machines.items()):
-                    metrics = [value for judge in args.judges for value in values[judge]]
+                    metrics = [value for judge in args.judges for value in values[judge]["whole"]]
                     row = [values["si_sdr_gain_db"], values["guard"]["strength"], *metrics]
                     writer.writerow([seed, machine, name, *(f"{value:.4f}" for value in row)])
 
@@ -334,26 +361,48 @@ def format_judge(
             for column in (1, 2):
                 line += f"{format_interval(ahead[:, column]):>24}"
             line += f"{ahead[:, 3].mean():>+8.2f}"
-            kept, taken = kept_and_taken(factories)
+            halves = [
+                [choices(by_name, name, judge, half) for by_name in results.values()]
+                for half in HALVES
+            ]
+            kept, taken = gain_kept(factories), losses_taken(halves)
             line += f"{percent(kept):>11}{percent(taken):>12}"
         lines.append(line)
     return lines
 
 
-def kept_and_taken(factories: Sequence[Choices]) -> tuple[float | None, float | None]:
-    """Return the guard's share of the mean gain kept, and of the losses taken away.
-
-    A machine's gain is its official score minus near's. None where nothing was gained, or lost.
-    """
+def machine_gains(factories: Sequence[Choices]) -> tuple[np.ndarray, np.ndarray]:
+    """Return by how much each machine's official score exceeds near's, always and guarded."""
     near, always, guarded, _ = (
         np.concatenate([machine_scores(metrics) for metrics in part])
         for part in zip(*factories, strict=True)
     )
-    gain, guarded_gain = always - near, guarded - near
-    lost = gain < 0
-    kept = guarded_gain.mean() / gain.mean() if gain.mean() > 0 else None
-    taken = 1 - guarded_gain[lost].sum() / gain[lost].sum() if lost.any() else None
-    return kept, taken
+    return always - near, guarded - near
+
+
+def gain_kept(factories: Sequence[Choices]) -> float | None:
+    """Return the share of the mean gain that the guard keeps; None where nothing was gained."""
+    always, guarded = (gains.mean() for gains in machine_gains(factories))
+    return float(guarded / always) if always > 0 else None
+
+
+def losses_taken(halves: Sequence[Sequence[Choices]]) -> float | None:
+    """Return the share of the losses that the guard takes away.
+
+    Machines that lose are found on one half of the test clips and measured on the other.
+
+    Args:
+        halves: Factories by each half.
+
+    Returns:
+        None where the machines found do not lose on the other half.
+    """
+    found, other = (machine_gains(half) for half in halves)
+    always, guarded = (
+        sum(measured[i][by[0] < 0].sum() for by, measured in ((found, other), (other, found)))
+        for i in range(2)
+    )
+    return float(1 - guarded / always) if always < 0 else None
 
 
 def format_interval(differences: np.ndarray) -> str:

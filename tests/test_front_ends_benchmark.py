@@ -7,7 +7,8 @@ import pytest
 from matplotlib import image
 
 from benchmarks import front_ends
-from benchmarks.front_ends import Choices, choices, kept_and_taken
+from benchmarks.front_ends import PARTS, Choices, choices, gain_kept, losses_taken, part_of
+from nearfar.evaluation import ScoreTable
 
 TOY = ["--machines", "1", "--source_train", "6", "--target_train", "2", "--test_per_group", "3"]
 TOY += [
@@ -22,6 +23,10 @@ TOY += [
     "1",
     "2",
 ]
+
+
+METRICS = dict.fromkeys(PARTS, (0.6, 0.5, 0.5))
+VALUES = {"si_sdr_gain_db": 0.0, "guard": {"strength": 1.0}, "log_mel": METRICS}
 
 
 def run(monkeypatch, *words: object) -> None:
@@ -65,8 +70,7 @@ def test_another_front_end_is_added_to_what_is_there(tmp_path, monkeypatch) -> N
 
     def evaluate(name, *_):
         done.append(name)
-        values = {"si_sdr_gain_db": 0.0, "guard": {"strength": 1.0}, "log_mel": [0.6, 0.5, 0.5]}
-        return {"2026/fanSim/00": values}
+        return {"2026/fanSim/00": VALUES}
 
     monkeypatch.setattr(front_ends, "evaluate", evaluate)
     run(monkeypatch, *one, "--front_ends", "near")
@@ -76,8 +80,7 @@ def test_another_front_end_is_added_to_what_is_there(tmp_path, monkeypatch) -> N
 
 @pytest.mark.usefixtures("measured")
 def test_results_of_other_sizes_are_not_mixed(tmp_path, monkeypatch) -> None:
-    values = {"si_sdr_gain_db": 0.0, "guard": {"strength": 1.0}, "log_mel": [0.6, 0.5, 0.5]}
-    monkeypatch.setattr(front_ends, "evaluate", lambda *_: {"2026/fanSim/00": values})
+    monkeypatch.setattr(front_ends, "evaluate", lambda *_: {"2026/fanSim/00": VALUES})
     one = [*TOY[:-3], "--seeds", "1", "--judges", "log_mel", "--output_dir", tmp_path]
     run(monkeypatch, *one)
     with pytest.raises(ValueError, match=r"'machines': 1, .*'machines': 2, "):
@@ -86,7 +89,7 @@ def test_results_of_other_sizes_are_not_mixed(tmp_path, monkeypatch) -> None:
 
 def result(strengths: list[float], metrics: list[list[float]]) -> dict:
     return {
-        f"2026/fan/{i:02d}": {"guard": {"strength": strength}, "log_mel": values}
+        f"2026/fan/{i:02d}": {"guard": {"strength": strength}, "log_mel": {"whole": values}}
         for i, (strength, values) in enumerate(zip(strengths, metrics, strict=True))
     }
 
@@ -101,20 +104,50 @@ def test_guard_and_oracle_choose_near_or_cleaned_for_each_machine() -> None:
     np.testing.assert_array_equal(chosen.oracle[:, 0], [0.7, 0.6, 0.6])
 
 
-def test_kept_and_taken_are_a_worked_example() -> None:
-    def level(*values: float) -> np.ndarray:
-        return np.repeat(np.array(values)[:, None], 3, axis=1)
+def level(*values: float) -> np.ndarray:
+    return np.repeat(np.array(values)[:, None], 3, axis=1)
 
+
+def test_the_gain_kept_is_a_worked_example() -> None:
     # gains of always +0.20, +0.04 | -0.06, -0.02: mean 0.04; the guard stops the second and third
     factories = [
         Choices(level(0.5, 0.5), level(0.7, 0.54), level(0.7, 0.5), level(0.7, 0.54)),
         Choices(level(0.5, 0.5), level(0.44, 0.48), level(0.5, 0.48), level(0.5, 0.5)),
     ]
-    kept, taken = kept_and_taken(factories)
-    assert kept == pytest.approx((0.20 - 0.02) / 0.16)
-    assert taken == pytest.approx(0.06 / 0.08)
-    lossless = [Choices(*[level(0.5)] * 4)]
-    assert kept_and_taken(lossless) == (None, None)
+    assert gain_kept(factories) == pytest.approx((0.20 - 0.02) / 0.16)
+    assert gain_kept([Choices(*[level(0.5)] * 4)]) is None
+
+
+def test_losses_are_found_on_one_half_and_measured_on_the_other() -> None:
+    def half(*always: float) -> list[Choices]:  # the guard stops the first machine only
+        near, cleaned = level(0.5, 0.5, 0.5), level(*always)
+        return [Choices(near, cleaned, np.concatenate([near[:1], cleaned[1:]]), near)]
+
+    # The first loses on both halves, the second on the even one only, the third on none.
+    halves = half(0.44, 0.48, 0.6), half(0.46, 0.51, 0.7)
+    # even finds 1 and 2, which odd measures as -0.04 + 0.01; odd finds 1, by even -0.06.
+    assert losses_taken(halves) == pytest.approx(1 - 0.01 / (-0.03 - 0.06))
+    assert losses_taken([half(0.6, 0.6, 0.6)] * 2) is None
+    assert losses_taken([half(0.6, 0.45, 0.6), half(0.6, 0.55, 0.6)]) is None  # luck alone
+
+
+def test_each_half_has_every_second_clip_of_each_group() -> None:
+    columns = [("m", d, c) for d in ("source", "target") for c in ("normal", "anomaly")] * 4
+    machines, domains, conditions = (np.array(x, dtype=object) for x in zip(*columns, strict=True))
+    unknown = np.full(16, np.nan)
+    table = ScoreTable(
+        machines=machines,
+        file_names=np.array([f"{i}.wav" for i in range(16)], dtype=object),
+        domains=domains,
+        conditions=conditions,
+        anomaly_scores=np.arange(16.0),
+        p_values=unknown,
+        decisions=np.full(16, None, dtype=object),
+    )
+    even, odd = (part_of(table, part) for part in PARTS[1:])
+    assert even.anomaly_scores.tolist() == [0, 1, 2, 3, 8, 9, 10, 11]
+    assert odd.anomaly_scores.tolist() == [4, 5, 6, 7, 12, 13, 14, 15]
+    assert part_of(table, "whole") is table
 
 
 def test_an_unknown_judge_is_answered_with_the_known_ones(tmp_path, monkeypatch) -> None:
