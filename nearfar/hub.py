@@ -31,10 +31,11 @@ GUARD_TEXT = """\
 `{front_end}` uses the far microphone, which hears the machine, too, so it may take what is listened
 for. A guard, fitted on the references alone, falls back to the near microphone (strength 0) where
 the front end takes clearly more of near's stable spectral lines, which are the machine's, than of
-the rest of the spectrum.
+the rest of the spectrum, and does not make up for it by bringing normal recordings nearer to each
+other.
 
-| machine | strength | taken of all | taken of lines | taken beside them |
-| --- | --- | --- | --- | --- |
+| machine | strength | taken of all | taken of lines | taken beside them | distances change by |
+| --- | --- | --- | --- | --- | --- |
 """
 MODEL_TEXT = """\
 A {encoder} encoder ({num_layers} layers of size {hidden_size}; weights: {origin}; training:
@@ -235,7 +236,8 @@ def front_end_section(
         return f"No guard: `{config.front_end}` is applied to the clips of every machine."
     rows = [
         f"| {machine} | {decision['strength']:g} | {decibels(decision['taken_db'])} | "
-        f"{decibels(decision['lines_taken_db'])} | {decibels(decision['rest_taken_db'])} |"
+        f"{decibels(decision['lines_taken_db'])} | {decibels(decision['rest_taken_db'])} | "
+        f"{percent_change(decision.get('distance_change'))} |"  # older runs did not measure it
         for machine, decision in sorted(guard.items())
     ]
     return GUARD_TEXT.format(front_end=config.front_end) + "\n".join(rows)
@@ -277,6 +279,11 @@ def _push(args: argparse.Namespace) -> str:
 def decibels(value: float | None) -> str:
     """Return a level as the card shows it."""
     return "none" if value is None else f"{value:.1f} dB"
+
+
+def percent_change(share: float | None) -> str:
+    """Return a change as the card shows it."""
+    return "unknown" if share is None else f"{100 * share:+.0f} %"
 
 
 if __name__ == "__main__":

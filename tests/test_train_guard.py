@@ -45,7 +45,8 @@ def assert_same_system(run: Path, other: Path, factory_dir: Path) -> None:
 def test_a_refused_front_end_is_none_and_an_allowed_one_is_as_without_guard(
     factory_dir, tmp_path, monkeypatch, strength, same_as, crop
 ) -> None:
-    decision = guard.GuardDecision(strength, taken_db=1.0, lines_taken_db=None, rest_taken_db=1.0)
+    taken = {"taken_db": 1.0, "lines_taken_db": None, "rest_taken_db": 1.0}
+    decision = guard.GuardDecision(strength, **taken, distance_change=0.0)
     monkeypatch.setattr(guard, "decide", lambda *_: decision)
     guarded = run(tmp_path / "a", factory_dir, monkeypatch, *CANCEL, "--guard", "fitted", *crop)
     other = run(tmp_path / "b", factory_dir, monkeypatch, *same_as, *crop)

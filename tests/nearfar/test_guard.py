@@ -13,9 +13,13 @@ from nearfar.guard import (
     HOP_LENGTH,
     LINE_WIDTH,
     MAX_LINES_OVER_REST_DB,
+    MIN_APPROACH,
     N_FFT,
+    NUM_BANDS,
     HeardSpectra,
+    by_band,
     decide,
+    distance_change,
     fit_guard,
     level_drop,
 )
@@ -40,9 +44,9 @@ def fit(clips: list[dict[str, Any]], front_end: torch.nn.Module | None = None) -
 
 
 def spectra(*, lines: float = 4.0, num_clips: int = 20) -> np.ndarray:
-    """Return log spectra of a machine with a line in every fiftieth bin, and some noise."""
-    noise = np.random.default_rng(0).normal(scale=0.2, size=(num_clips, BINS))
-    return lines * (np.arange(BINS) % 50 == 7) + noise
+    """Return log spectra of a machine with a line in every fiftieth bin; clips differ in level."""
+    level = np.random.default_rng(0).normal(scale=0.2, size=(num_clips, 1))
+    return lines * (np.arange(BINS) % 50 == 7) + level
 
 
 def less(near: np.ndarray, *, lines_db: float, rest_db: float) -> np.ndarray:
@@ -96,6 +100,51 @@ def test_lines_may_be_taken_as_the_rest_is_but_not_clearly_more(rest_db, above) 
     assert decision.strength == (above < 0)
     assert decision.lines_taken_db == pytest.approx(lines_db)
     assert decision.rest_taken_db == pytest.approx(rest_db)
+
+
+@pytest.mark.parametrize("beyond", [-0.02, 0.02])
+def test_lines_may_be_taken_where_that_brings_clips_nearer(beyond: float) -> None:
+    near = spectra()
+    eaten = less(near, lines_db=9.0, rest_db=3.0)
+    middle = eaten.mean(axis=0)
+    approached = middle + (1 - MIN_APPROACH - beyond) * (eaten - middle)
+    decision = decide(near, approached)
+    assert decision.distance_change == pytest.approx(-MIN_APPROACH - beyond)
+    assert decision.strength == (beyond > 0)
+    assert decision.lines_taken_db - decision.rest_taken_db == pytest.approx(6.0)
+
+
+def test_distances_are_those_of_a_plain_loop() -> None:
+    rng = np.random.default_rng(5)
+    before, after = rng.normal(size=(7, BINS)), rng.normal(scale=0.5, size=(7, BINS))
+
+    def nearest(x: np.ndarray) -> list[float]:
+        mel = 1127 * np.log1p(np.linspace(0, 8_000, BINS) / 700)
+        width = mel[-1] / NUM_BANDS
+        starts = [int(np.argmin(np.abs(mel - b * width))) for b in range(NUM_BANDS)]
+        bands = [
+            [
+                np.log(sum(np.exp(row[s:e])))
+                for s, e in zip(starts, [*starts[1:], BINS], strict=True)
+            ]
+            for row in x
+        ]
+        np.testing.assert_allclose(by_band(x), bands)
+        return [
+            min(np.linalg.norm(np.subtract(a, b)) for j, b in enumerate(bands) if j != i)
+            for i, a in enumerate(bands)
+        ]
+
+    ratios = np.divide(nearest(after), nearest(before))
+    expected = np.prod(ratios) ** (1 / 7) - 1
+    assert distance_change(before, after) == pytest.approx(expected)
+
+
+def test_one_clip_has_no_distance_and_equal_ones_keep_theirs() -> None:
+    near = spectra(num_clips=1)
+    assert distance_change(near, near) is None
+    twice = np.repeat(near, 2, axis=0)
+    assert distance_change(twice, less(twice, lines_db=1.0, rest_db=0.0)) == 0.0
 
 
 def test_a_machine_without_lines_keeps_its_front_end() -> None:

@@ -206,13 +206,13 @@ def test_the_card_explains_what_the_guard_decided() -> None:
     known = {"taken_db": 3.0, "rest_taken_db": 2.516}
     guard = {
         "2026/valve/00": known | {"strength": 1.0, "lines_taken_db": None},
-        "2026/fan/00": known | {"strength": 0.0, "lines_taken_db": 12.34},
+        "2026/fan/00": known | {"strength": 0.0, "lines_taken_db": 12.34, "distance_change": 0.083},
     }
     card = model_card(CONFIG, RECIPE, METRICS | {"guard": guard}, THRESHOLDS)
     assert "A guard, fitted on the references alone" in card
     assert (
-        "| 2026/fan/00 | 0 | 3.0 dB | 12.3 dB | 2.5 dB |\n"
-        "| 2026/valve/00 | 1 | 3.0 dB | none | 2.5 dB |\n"
+        "| 2026/fan/00 | 0 | 3.0 dB | 12.3 dB | 2.5 dB | +8 % |\n"
+        "| 2026/valve/00 | 1 | 3.0 dB | none | 2.5 dB | unknown |\n"
     ) in card
     without = model_card(CONFIG, RECIPE, METRICS, THRESHOLDS)
     assert "No guard: `complex_least_squares` is applied to the clips of every machine." in without
