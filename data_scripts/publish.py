@@ -26,7 +26,7 @@ from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from .clip_files import SUBSETS, ClipFile, fingerprint
+from .clip_files import ClipFile, fingerprint
 from .clip_names import YEARS
 from .credits import UNKNOWN_LICENSE, licenses_of
 from .croissant import CROISSANT, croissant
@@ -35,6 +35,7 @@ from .features import row_features
 from .near_far import NearFarMachineSounds
 from .publication import Publication, count_clips, list_files
 from .published import CARD, ShardGroup, list_groups
+from .selection import SUBSETS
 
 logger = logging.getLogger(__name__)
 
