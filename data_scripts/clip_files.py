@@ -6,7 +6,7 @@ Not in near_far.py, because datasets replaces `open` and `pathlib.Path` in a bui
 import hashlib
 import os
 import struct
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -15,10 +15,10 @@ import soundfile
 from datasets.exceptions import DatasetGenerationError
 
 from .clip_names import YEARS, ClipName
+from .selection import listed, select
 
 SAMPLING_RATE = 16_000  # hertz, in every year
 NEAR_FAR_YEARS = (2026,)  # two channels; the years before have one
-SUBSETS = ("dev", "eval_train", "eval_test")
 
 # How a recording's samples are read, and the format and subtype that store them without loss.
 LOSSLESS = {
@@ -107,15 +107,21 @@ def find_clips(
             damaged, misnamed, in the wrong folder, there twice, or not as its year has them.
     """
     if year not in YEARS:
-        raise ValueError(f"year={year!r} has no DCASE Task 2 data. Choose from {_listed(YEARS)}.")
+        raise ValueError(f"year={year!r} has no DCASE Task 2 data. Choose from {listed(YEARS)}.")
     root = Path(data_dir).expanduser().resolve()
     if not root.is_dir():
         raise FileNotFoundError(
             f"{str(data_dir)!r} is not a folder. Give the folder that holds {_LAYOUT}."
         )
+    folders = list(_folders(root))
+    if not folders:
+        raise FileNotFoundError(
+            f"{str(root)!r} holds no machine folder. Expected {_LAYOUT}. "
+            "Give the folder above the machine folders."
+        )
     clips: list[ClipFile] = []
     seen: dict[tuple[str, str, ClipName], str] = {}
-    for folder in _selected(list(_folders(root)), root, machine_types, subsets):
+    for folder in select(folders, repr(str(root)), machine_types=machine_types, subsets=subsets):
         found = list(_clips_in(folder, root))
         if not found:
             raise FileNotFoundError(
@@ -196,41 +202,6 @@ def _folders(root: Path) -> Iterator[_Folder]:
                     yield _Folder(machine / name, machine.name, subset)
 
 
-def _selected(
-    folders: list[_Folder],
-    root: Path,
-    machine_types: Collection[str] | None,
-    subsets: Collection[str] | None,
-) -> list[_Folder]:
-    """Keep the folders asked for; a name that is not there is refused with those that are."""
-    if not folders:
-        raise FileNotFoundError(
-            f"{str(root)!r} holds no machine folder. Expected {_LAYOUT}. "
-            "Give the folder above the machine folders."
-        )
-    known_machines = {folder.machine_type for folder in folders}
-    if unknown := sorted(set(machine_types or ()) - known_machines):
-        raise ValueError(
-            f"machine_types {unknown} are not in {str(root)!r}. "
-            f"It holds: {_listed(sorted(known_machines))}."
-        )
-    if unknown := sorted(set(subsets or ()) - set(SUBSETS)):
-        raise ValueError(f"subsets {unknown} do not exist. Choose from {_listed(SUBSETS)}.")
-    chosen = [
-        folder
-        for folder in folders
-        if (machine_types is None or folder.machine_type in machine_types)
-        and (subsets is None or folder.subset in subsets)
-    ]
-    if not chosen:
-        there = sorted({folder.subset for folder in folders})
-        raise FileNotFoundError(
-            f"{str(root)!r} holds no clips of subsets={_listed(subsets or SUBSETS)} and "
-            f"machine_types={_listed(machine_types or known_machines)}. It has {_listed(there)}."
-        )
-    return chosen
-
-
 def _clips_in(folder: _Folder, root: Path) -> Iterator[ClipFile]:
     with os.scandir(folder.path) as entries:
         # A name with a leading dot is what some archives add for another operating system.
@@ -261,7 +232,7 @@ def _check_name(clip: ClipFile, folder: str, year: int) -> None:
     if year not in name.years:
         due = f"year={name.years[0]}" if len(name.years) == 1 else "the year of the recordings"
         raise ClipError(
-            f"{clip.relative} is a name of {_listed(name.years)}, but year={year} was asked for. "
+            f"{clip.relative} is a name of {listed(name.years)}, but year={year} was asked for. "
             f"Pass {due}."
         )
     if name.supplemental is not None:
@@ -304,7 +275,7 @@ def _check_header(clip: ClipFile, *, year: int, resample: bool) -> None:
         ) from error
     if header.subtype not in LOSSLESS:
         raise ClipError(
-            f"{clip.relative} is coded as {header.subtype}; expected {_listed(LOSSLESS)}. "
+            f"{clip.relative} is coded as {header.subtype}; expected {listed(LOSSLESS)}. "
             "Convert it to PCM_16."
         )
     if promised is not None and promised > header.frames:
@@ -364,7 +335,3 @@ def _promised_samples(path: str) -> int | None:
 
 def _relative(path: Path, root: Path) -> str:
     return path.relative_to(root).as_posix()
-
-
-def _listed(values: Iterable[object]) -> str:
-    return ", ".join(repr(value) if isinstance(value, str) else str(value) for value in values)

@@ -9,9 +9,9 @@ import pyarrow.parquet as pq
 
 from nearfar.schema import CONDITIONS, DOMAINS
 
-from .clip_files import SUBSETS
 from .clip_names import SPLITS
 from .published import ShardGroup, check_shards, list_groups, read_footer
+from .selection import SUBSETS
 
 
 class ShardFile(NamedTuple):

@@ -13,8 +13,7 @@ import json
 import logging
 import re
 import sys
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,7 +25,7 @@ from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from .clip_files import SUBSETS, ClipFile, fingerprint
+from .clip_files import ClipFile, fingerprint
 from .clip_names import YEARS
 from .credits import UNKNOWN_LICENSE, licenses_of
 from .croissant import CROISSANT, croissant
@@ -35,6 +34,8 @@ from .features import row_features
 from .near_far import NearFarMachineSounds
 from .publication import Publication, count_clips, list_files
 from .published import CARD, ShardGroup, list_groups
+from .selection import SUBSETS
+from .whole_files import whole_file
 
 logger = logging.getLogger(__name__)
 
@@ -198,7 +199,7 @@ def write_shard(
     path.parent.mkdir(parents=True, exist_ok=True)
     schema = row_features(decode=True).arrow_schema
     with (
-        _whole(path) as partial,
+        whole_file(path) as partial,
         # The boundaries of its pages depend on content, so that the Hub stores no page twice.
         pq.ParquetWriter(partial, schema, use_content_defined_chunking=True) as writer,
     ):
@@ -223,7 +224,7 @@ def write_descriptions(folder: Path, publication: Publication) -> None:
     description = croissant(publication, version=str(NearFarMachineSounds.VERSION), url=url)
     text = json.dumps(description, indent=2, ensure_ascii=False) + "\n"
     for name, content in ((CROISSANT, text), (CARD, dataset_card(publication))):
-        with _whole(folder / name) as partial:
+        with whole_file(folder / name) as partial:
             partial.write_text(content, encoding="utf-8")
 
 
@@ -320,7 +321,7 @@ class _Record:
         """Note that a file was written."""
         digest = self.checked[shard.path] = _sha256(self.path.parent / shard.path)
         self.entries[shard.path] = {"clips": shard.digest, "sha256": digest}
-        with _whole(self.path) as partial:
+        with whole_file(self.path) as partial:
             partial.write_text(json.dumps(self.entries, indent=1) + "\n", encoding="utf-8")
 
     def digests(self, folder: Path) -> dict[str, str]:
@@ -349,17 +350,6 @@ def _num_bytes(size: int | str) -> int:
     if number < 1:
         raise ValueError(f"max_shard_size={size!r} is no size. Give bytes, or such as '256MB'.")
     return int(number)
-
-
-@contextmanager
-def _whole(path: Path) -> Iterator[Path]:
-    """Give a temporary path, which becomes `path` when the block ends without an error."""
-    partial = path.with_name(f".partial_{path.name}")
-    try:
-        yield partial
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _sha256(path: Path) -> str:

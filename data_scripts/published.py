@@ -27,9 +27,9 @@ from huggingface_hub.errors import (
 
 from nearfar.schema import COLUMNS
 
-from .clip_files import SUBSETS
 from .clip_names import SPLITS
 from .features import row_features
+from .selection import SUBSETS, listed, select
 
 CARD = "README.md"
 
@@ -189,30 +189,13 @@ def select_groups(
         FileNotFoundError: Nothing is left.
         ValueError: An option names something that does not exist.
     """
-    if unknown := sorted(set(subsets or ()) - set(SUBSETS)):
-        raise ValueError(f"subsets {unknown} do not exist. Choose from {_listed(SUBSETS)}.")
     years = sorted({group.year for group in groups})
     if year not in years:
         raise ValueError(
-            f"{name} holds recordings of {_listed(years)}, but year={year} was asked for."
+            f"{name} holds recordings of {listed(years)}, but year={year} was asked for."
         )
-    known = sorted({group.machine_type for group in groups})
-    if unknown := sorted(set(machine_types or ()) - set(known)):
-        raise ValueError(f"machine_types {unknown} are not in {name}. It holds: {_listed(known)}.")
-    chosen = [
-        group
-        for group in groups
-        if group.year == year
-        and (machine_types is None or group.machine_type in machine_types)
-        and (subsets is None or group.subset in subsets)
-    ]
-    if not chosen:
-        there = sorted({group.subset for group in groups})
-        raise FileNotFoundError(
-            f"{name} holds no clips of subsets={_listed(subsets or SUBSETS)} and "
-            f"machine_types={_listed(machine_types or known)}. It has {_listed(there)}."
-        )
-    return in_order(chosen)
+    of_year = [group for group in groups if group.year == year]
+    return in_order(select(of_year, name, machine_types=machine_types, subsets=subsets))
 
 
 def in_order(groups: Iterable[ShardGroup]) -> list[ShardGroup]:
@@ -340,7 +323,3 @@ def _not_found(source: PublishedSource, error: Exception) -> FileNotFoundError:
 
 def _first_line(error: Exception) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), "no reason")
-
-
-def _listed(values: Iterable[object]) -> str:
-    return ", ".join(repr(value) if isinstance(value, str) else str(value) for value in values)

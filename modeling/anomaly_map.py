@@ -269,8 +269,9 @@ def _occlude_cells(
     more than `MAX_CELLS`.
     """
     mask: Any = inputs["attention_mask"]
-    whole, bins = spectrograms(model, inputs), patch_bins(model.encoder)
-    beside = _spectra_beside(model, inputs)
+    waveforms, bins = waveforms_of(model, inputs), patch_bins(model.encoder)
+    whole = _spectra(model, waveforms, mask)
+    beside = _spectra_beside(model, waveforms, inputs)
     grid = time, band = model.encoder.patch_grid(mask.shape[1])
     step = -(-time // max(1, MAX_CELLS // band))
     edges = [*range(0, time, step), time]
@@ -321,23 +322,35 @@ def _losses(
 
 def spectrograms(model: Any, inputs: Inputs) -> dict[str, Tensor]:  # noqa: ANN401  an AsdModel
     """Return what the encoder hears of each channel, (batch, frames, bins)."""
-    waveforms, mask = _waveforms(model, inputs), inputs["attention_mask"]
+    return _spectra(model, waveforms_of(model, inputs), inputs["attention_mask"])
+
+
+def waveforms_of(model: Any, inputs: Inputs) -> dict[str, Tensor]:  # noqa: ANN401  an AsdModel
+    """Return what `AsdModel.waveforms` makes of the arguments of `AsdModel.forward`."""
+    names = ("near_values", "far_values", "attention_mask", "front_end_strength")
+    waveforms: dict[str, Tensor] = model.waveforms(*(inputs.get(name) for name in names))
+    return waveforms
+
+
+def _spectra(
+    model: Any,  # noqa: ANN401  an AsdModel
+    waveforms: Mapping[str, Tensor],
+    mask: Tensor | None,
+) -> dict[str, Tensor]:
     return {name: model.encoder.spectrogram(waveforms[name], mask) for name in model.heard_channels}
 
 
-def _spectra_beside(model: Any, inputs: Inputs) -> dict[str, Tensor]:  # noqa: ANN401  an AsdModel
+def _spectra_beside(
+    model: Any,  # noqa: ANN401  an AsdModel
+    waveforms: Mapping[str, Tensor],
+    inputs: Inputs,
+) -> dict[str, Tensor]:
     """Return what a noise-aware encoder takes beside near, as spectrograms."""
-    beside = model.heard_beside(_waveforms(model, inputs), inputs.get("has_far"))
+    beside = model.heard_beside(waveforms, inputs.get("has_far"))
     if not beside:
         return {}
     far = model.encoder.spectrogram(beside["far_values"], inputs["attention_mask"])
     return {"far_features": far, "has_far": beside["has_far"]}
-
-
-def _waveforms(model: Any, inputs: Inputs) -> dict[str, Tensor]:  # noqa: ANN401  an AsdModel
-    names = ("near_values", "far_values", "attention_mask", "front_end_strength")
-    waveforms: dict[str, Tensor] = model.waveforms(*(inputs.get(name) for name in names))
-    return waveforms
 
 
 def mean_spectrum(model: Any, features: Tensor, attention_mask: Tensor) -> Tensor:  # noqa: ANN401
@@ -351,4 +364,11 @@ def mean_spectrum(model: Any, features: Tensor, attention_mask: Tensor) -> Tenso
     return mean
 
 
-__all__ = ["AnomalyMap", "BandMeans", "embedding_map", "mean_spectrum", "spectrograms"]
+__all__ = [
+    "AnomalyMap",
+    "BandMeans",
+    "embedding_map",
+    "mean_spectrum",
+    "spectrograms",
+    "waveforms_of",
+]

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers.utils.generic import ModelOutput, can_return_tuple
 
 from .adversary import ADVERSARIES, Adversary, reversal_strength
-from .anomaly_map import AnomalyMap, embedding_map
+from .anomaly_map import AnomalyMap, embedding_map, waveforms_of
 from .configuration_asd import CHANNELS, AsdConfig
 from .detector_base import Detector
 from .detector_checkpoint import DetectorPreTrainedModel
@@ -133,9 +133,7 @@ class AsdPreTrainedModel(DetectorPreTrainedModel):
             inputs: What `forward` takes.
         """
         model: Any = self.base_model
-        names = ("near_values", "far_values", "attention_mask", "front_end_strength")
-        waveforms: dict[str, Tensor] = model.waveforms(*(inputs.get(name) for name in names))
-        return waveforms[model.heard_channels[0]]
+        return waveforms_of(model, inputs)[model.heard_channels[0]]
 
 
 class AsdModel(AsdPreTrainedModel):

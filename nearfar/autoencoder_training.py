@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 
 from nearfar.checkpoints import nothing_saved
 from nearfar.embeddings import model_inputs
+from nearfar.files import whole_file
 from nearfar.training import TrainingInterruptedError, termination_flag
 from nearfar.training_options import TrainingOptions
 
@@ -443,13 +444,9 @@ def training_digest(
 
 def write_state(path: Path, digest: str, state: Mapping[str, Tensor]) -> None:
     """Write tensors, whole or not at all, with a digest of all that they depend on."""
-    partial = path.with_name(f".{path.name}.partial")
     tensors = {name: tensor.cpu().contiguous() for name, tensor in state.items()}
-    try:
+    with whole_file(path) as partial:
         save_file(tensors, partial, metadata={"digest": digest})
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def read_state(path: Path, digest: str) -> dict[str, Tensor] | None:

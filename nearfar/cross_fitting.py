@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from nearfar.embeddings import EmbeddingTable
+from nearfar.files import whole_file
 
 EMBEDDINGS_FILE = "embeddings.safetensors"
 
@@ -78,12 +78,8 @@ def cross_fitted_tables(
 
 def _write(path: Path, embedding: NDArray[np.float32], digest: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".partial_{path.name}.{os.getpid()}")
-    try:
+    with whole_file(path) as partial:
         save_file({"embedding": embedding}, partial, metadata={"clips": digest})
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _read(path: Path, digest: str) -> NDArray[np.float32]:

@@ -12,9 +12,10 @@ from typing import Any, Literal, NamedTuple
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import Dataset
 
 from nearfar.embeddings import evaluation_mode, model_inputs
+from nearfar.selection import held_out_batches, sum_over_processes
 from nearfar.training_clips import Collator
 from nearfar.training_options import TrainingOptions
 
@@ -167,14 +168,8 @@ def validate_distillation(
         near alone; and `block_<l>_error`, of the student after block l, from 1.
     """
     distillation: Any = model
-    sized: Any = clips
-    rows: Sequence[int] = range(accelerator.process_index, len(sized), accelerator.num_processes)
-    loader = DataLoader(
-        Subset(clips, rows),
-        batch_size=batch_size,
-        collate_fn=collate,
-        num_workers=num_workers,
-        generator=torch.Generator(),  # a number drawn from torch's own would shift dropout
+    loader = held_out_batches(
+        clips, collate, accelerator, batch_size=batch_size, num_workers=num_workers
     )
     blocks = len(distillation.student.layers)
     sums = torch.zeros(2 * blocks + 1, dtype=torch.float64)
@@ -194,8 +189,7 @@ def validate_distillation(
             errors = [distillation.errors(heard, teacher, mask) for heard in (student, near)]
             found = torch.cat(errors, dim=1).sum(dim=0).cpu().double()
             sums += torch.cat([found, torch.tensor([len(mask)], dtype=torch.float64)])
-    # As float32, of which some devices' reductions take no more.
-    *totals, count = accelerator.reduce(sums.float().to(accelerator.device), "sum").tolist()
+    *totals, count = sum_over_processes(sums, accelerator)
     of_student, of_near = totals[:blocks], totals[blocks:]
     values = {
         "hidden_state_error": sum(of_student) / blocks / count,

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 import shutil
 import stat
@@ -56,15 +57,25 @@ def _follow_umask(folder: Path) -> None:
             path.chmod(mode)
 
 
-def write_json(path: Path, value: Any) -> None:  # noqa: ANN401 - anything JSON can hold
-    """Write strict JSON, whole or not at all; a number that is not finite becomes null."""
-    text = json.dumps(_finite(value), indent=2, allow_nan=False, ensure_ascii=False)
-    partial = path.with_name(f".partial_{path.name}")
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside `path`, which becomes it when the block ends without an error.
+
+    After an error `path` is what it was before, and the temporary file is gone.
+    """
+    partial = path.with_name(f".partial_{path.name}.{os.getpid()}")
     try:
-        partial.write_text(text + "\n", encoding="utf-8")
+        yield partial
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:  # noqa: ANN401 - anything JSON can hold
+    """Write strict JSON, whole or not at all; a number that is not finite becomes null."""
+    text = json.dumps(_finite(value), indent=2, allow_nan=False, ensure_ascii=False)
+    with whole_file(path) as partial:
+        partial.write_text(text + "\n", encoding="utf-8")
 
 
 def read_json(path: Path) -> Any:  # noqa: ANN401

@@ -1,8 +1,8 @@
 """Pictures of scores and of sound; matplotlib objects without a window, saved as PNG."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -100,20 +100,16 @@ def plot_machine(
     figure = _new_figure(9.0, 3.6)
     histogram, roc = figure.subplots(1, 2)
     figure.suptitle(machine)
-    groups = sorted(set(zip(conditions, domains, strict=True)), key=str)
     bins = np.histogram_bin_edges(anomaly_scores, bins=30).tolist()
-    for condition, domain in groups:
-        chosen = (conditions == condition) & (domains == domain)
-        name = " ".join(part for part in (domain, condition or "unlabelled") if part)
-        color = COLORS.get((condition, domain), UNKNOWN_COLOR)
+    for group in _groups(conditions, domains):
         histogram.hist(
-            anomaly_scores[chosen],
+            anomaly_scores[group.rows],
             bins=bins,
             histtype="step",
             linewidth=1.8,
-            linestyle="-" if condition == "normal" else "--",
-            color=color,
-            label=f"{name} ({chosen.sum()})",
+            linestyle="-" if group.condition == "normal" else "--",
+            color=group.color,
+            label=group.label,
         )
     if threshold is not None:
         histogram.axvline(threshold, color="black", linewidth=1, label="threshold")
@@ -388,6 +384,24 @@ def _save(figure: Figure, path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
+class _Group(NamedTuple):
+    """Clips of one condition and domain: which they are, and how they are drawn."""
+
+    condition: str | None
+    domain: str | None
+    rows: NDArray[np.bool_]
+    color: str
+    label: str
+
+
+def _groups(conditions: NDArray[np.object_], domains: NDArray[np.object_]) -> Iterator[_Group]:
+    for condition, domain in sorted(set(zip(conditions, domains, strict=True)), key=str):
+        rows = (conditions == condition) & (domains == domain)
+        name = " ".join(part for part in (domain, condition or "unlabelled") if part)
+        color = COLORS.get((condition, domain), UNKNOWN_COLOR)
+        yield _Group(condition, domain, rows, color, f"{name} ({rows.sum()})")
+
+
 def _scatter(
     axes: Axes,
     x: NDArray[np.float64],
@@ -396,19 +410,16 @@ def _scatter(
     domains: NDArray[np.object_],
 ) -> None:
     """Draw clips as points: colour and marker by condition, hollow where the domain is target."""
-    for condition, domain in sorted(set(zip(conditions, domains, strict=True)), key=str):
-        chosen = (conditions == condition) & (domains == domain)
-        name = " ".join(part for part in (domain, condition or "unlabelled") if part)
-        color = COLORS.get((condition, domain), UNKNOWN_COLOR)
+    for group in _groups(conditions, domains):
         axes.scatter(
-            x[chosen],
-            y[chosen],
+            x[group.rows],
+            y[group.rows],
             s=28,
-            marker=MARKERS[condition],
-            facecolors="none" if domain == "target" else color,
-            edgecolors=color,
+            marker=MARKERS[group.condition],
+            facecolors="none" if group.domain == "target" else group.color,
+            edgecolors=group.color,
             linewidths=1.2,
-            label=f"{name} ({chosen.sum()})",
+            label=group.label,
         )
 
 

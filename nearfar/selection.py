@@ -119,14 +119,8 @@ def validate(
         batch_size: Clips at once, in each process.
         num_workers: Processes that decode ahead.
     """
-    sized: Any = clips
-    rows: Sequence[int] = range(accelerator.process_index, len(sized), accelerator.num_processes)
-    loader = DataLoader(
-        Subset(clips, rows),
-        batch_size=batch_size,
-        collate_fn=collate,
-        num_workers=num_workers,
-        generator=torch.Generator(),  # a number drawn from torch's own would shift dropout
+    loader = held_out_batches(
+        clips, collate, accelerator, batch_size=batch_size, num_workers=num_workers
     )
     sums = torch.zeros(3, dtype=torch.float64)
     with evaluation_mode(model):
@@ -137,8 +131,32 @@ def validate(
             loss = F.cross_entropy(logits, labels, reduction="sum")
             correct = (logits.argmax(dim=1) == labels).sum()
             sums += torch.stack([loss, correct.double(), torch.tensor(len(labels)).double()])
-    # As float32, of which some devices' reductions take no more, a count is exact up to 2 ** 24.
-    total_loss, num_correct, count = accelerator.reduce(
-        sums.float().to(accelerator.device), "sum"
-    ).tolist()
+    total_loss, num_correct, count = sum_over_processes(sums, accelerator)
     return {"proxy_loss": total_loss / count, "proxy_accuracy": num_correct / count}
+
+
+def held_out_batches(
+    clips: Dataset[dict[str, Any]],
+    collate: Callable[[list[dict[str, Any]]], dict[str, Any]],
+    accelerator: Accelerator,
+    *,
+    batch_size: int,
+    num_workers: int,
+) -> DataLoader[Any]:
+    """Return the batches of this process's share of the clips; the arguments are `validate`'s."""
+    sized: Any = clips
+    rows: Sequence[int] = range(accelerator.process_index, len(sized), accelerator.num_processes)
+    return DataLoader(
+        Subset(clips, rows),
+        batch_size=batch_size,
+        collate_fn=collate,
+        num_workers=num_workers,
+        generator=torch.Generator(),  # a number drawn from torch's own would shift dropout
+    )
+
+
+def sum_over_processes(sums: Tensor, accelerator: Accelerator) -> list[float]:
+    """Return the sums over the clips of all processes, given those over each one's own, (n,)."""
+    # As float32, of which some devices' reductions take no more, a count is exact up to 2 ** 24.
+    totals: list[float] = accelerator.reduce(sums.float().to(accelerator.device), "sum").tolist()
+    return totals

@@ -13,10 +13,10 @@ from string import Template
 from typing import Any
 
 import torch
-import yaml
 from safetensors.torch import load_file, save_file
 
-from nearfar.files import read_json, read_yaml, whole_folder
+from nearfar.files import read_json, whole_folder
+from nearfar.publishing import TEXTS, without_paths
 
 ROOT = Path(__file__).resolve().parents[1]  # of a clone
 CHECKPOINT = Path("checkpoints", "quickstart")
@@ -30,11 +30,11 @@ CHECKPOINT_FILES = (
     "metrics.json",
     "preprocessor_config.json",
     "README.md",
+    "recipe.yaml",
     "reference_bank.json",
     "reference_bank.safetensors",
     "run.json",
 )
-PATH_KEYS = ("data_dir", "output_dir", "encoder_checkpoint", "resume_from_checkpoint")
 CARD = Template("""\
 ---
 title: nearfar
@@ -132,14 +132,14 @@ def write_checkpoint(run: Path, folder: Path, *, factory: Path | None = None) ->
         name: tensor.half() if tensor.dtype == torch.float32 else tensor
         for name, tensor in load_file(run / WEIGHTS).items()
     }
-    recipe: dict[str, Any] = read_yaml(run / "recipe.yaml", "recipe.yaml")
     with whole_folder(folder, last="run.json") as partial:
         for name in CHECKPOINT_FILES:
-            shutil.copyfile(run / name, partial / name)
+            if name.endswith(TEXTS):
+                text = without_paths((run / name).read_text(encoding="utf-8"), name)
+                (partial / name).write_text(text, encoding="utf-8")
+            else:
+                shutil.copyfile(run / name, partial / name)
         save_file(tensors, partial / WEIGHTS, metadata={"format": "pt"})
-        portable = recipe | {key: None for key in PATH_KEYS if key in recipe}
-        text = yaml.safe_dump(portable, sort_keys=False, allow_unicode=True)
-        (partial / "recipe.yaml").write_text(text, encoding="utf-8")
         if factory is not None:
             read_json(factory)
             shutil.copyfile(factory, partial / "factory.json")

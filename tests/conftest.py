@@ -1,9 +1,10 @@
-"""Fixtures shared by all tests: no network, a private cache, and a small simulated factory."""
+"""Shared by all tests: no network, a private cache, a small simulated factory, a loopback Hub."""
 
 import atexit
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -13,6 +14,7 @@ atexit.register(shutil.rmtree, _CACHE, ignore_errors=True)
 import pytest  # noqa: E402 - the libraries read these variables when they are imported
 
 from data_scripts.factory import simulate_factory  # noqa: E402
+from tests.loopback_hub import TOKEN, LoopbackHub  # noqa: E402
 from tests.person import Person  # noqa: E402
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -33,6 +35,33 @@ def factory_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
         num_workers=1,
     )
     return folder
+
+
+@pytest.fixture(scope="module")
+def hub_server() -> Iterator[LoopbackHub]:
+    """What `hub` is served by."""
+    with LoopbackHub() as server:
+        yield server
+
+
+@pytest.fixture
+def hub_token() -> str | None:
+    """The token that clients of `hub` have of the environment."""
+    return TOKEN
+
+
+@pytest.fixture
+def hub(
+    hub_server: LoopbackHub,
+    hub_token: str | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[LoopbackHub]:
+    """An empty Hub that this process's clients ask, and only for what it knows."""
+    hub_server.clear()
+    with hub_server.clients_here(monkeypatch, tmp_path / "home", token=hub_token):
+        yield hub_server
+    hub_server.check()
 
 
 @pytest.fixture

@@ -1,43 +1,28 @@
 """The benchmark of anomaly maps at toy size, in this process: measures, resumes, draws."""
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from matplotlib import image
 
-import train
 from benchmarks import anomaly_map
 from benchmarks.anomaly_map import FIGURES
 from data_scripts.factory import Clip
-from data_scripts.factory.__main__ import main as simulate
 from modeling.map_axes import MapAxes
 from nearfar.files import read_json
-from tests.scripts import TINY_RECIPE, run_script
+from tests.benchmark_steps import run_steps_here
+from tests.scripts import TINY_RECIPE
 
 
 @pytest.fixture
 def steps(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """The commands that the benchmark runs, here in this process and with a tiny encoder."""
-    done: list[list[str]] = []
-
-    def run_steps(steps: Sequence[Sequence[Any]], cache: Path) -> None:
-        for step in steps:
-            words = [str(word) for word in step]
-            if "data_scripts.factory" in words:
-                assert simulate([*words[words.index("--output_dir") :], "--num_workers", "1"]) == 0
-            else:
-                last = [*TINY_RECIPE, "--max_steps", "2", "--warmup_steps", "0"]
-                run_script(train, [*words[words.index("--recipe") :], *last], monkeypatch)
-            done.append(words)
-
-    monkeypatch.setattr(anomaly_map, "run_steps", run_steps)
     sizes = {"MACHINES": 1, "SOURCE_TRAIN": 8, "TARGET_TRAIN": 4, "SECONDS": 1.0, "REFERENCES": 2}
     for name, value in sizes.items():
         monkeypatch.setattr(anomaly_map, name, value)
-    return done
+    last = [*TINY_RECIPE, "--max_steps", "2", "--warmup_steps", "0"]
+    return run_steps_here(anomaly_map, monkeypatch, {"train.py": last})
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *words: object) -> None:

@@ -1,23 +1,18 @@
 """benchmarks.calibration counts alarms right and shows them with their spread over factories."""
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-import score
-import train
 from benchmarks import calibration
 from benchmarks.calibration import ORIGINS, SYSTEMS, format_results, measure
-from benchmarks.quickstart import ROOT
-from data_scripts.factory.__main__ import main as simulate
 from modeling import Calibration
 from nearfar.files import read_json
 from nearfar.score_table import ScoreTable
+from tests.benchmark_steps import run_steps_here
 from tests.scripts import run_script
 from tests.tiny import TINY_ENCODER
 
@@ -99,25 +94,10 @@ def test_the_table_has_the_mean_over_machines_and_its_interval_over_factories() 
 @pytest.fixture
 def steps(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """The commands that the benchmark runs, here in this process and with a tiny encoder."""
-    done: list[list[str]] = []
-    encoder = ["--encoder_config", json.dumps(TINY_ENCODER)]
-
-    def run_steps(steps: Sequence[Sequence[Any]], cache: Path) -> None:
-        for step in steps:
-            words = [str(word) for word in step]
-            if "data_scripts.factory" in words:
-                assert simulate([*words[words.index("--output_dir") :], "--num_workers", "1"]) == 0
-            elif str(ROOT / "score.py") in words:
-                run_script(score, words[words.index(str(ROOT / "score.py")) + 1 :], monkeypatch)
-            else:
-                first = words.index(str(ROOT / "train.py")) + 1
-                run_script(train, [*words[first:], *encoder], monkeypatch)
-            done.append(words)
-
     small = ["--machines", 1, "--source_train", 16, "--target_train", 4, "--test_per_group", 3]
     monkeypatch.setattr(calibration, "FACTORY", [*small, "--seconds", 1.0])
-    monkeypatch.setattr(calibration, "run_steps", run_steps)
-    return done
+    encoder = ["--encoder_config", json.dumps(TINY_ENCODER)]
+    return run_steps_here(calibration, monkeypatch, {"train.py": encoder})
 
 
 @pytest.mark.slow

@@ -1,19 +1,17 @@
 """The benchmark of detectors at toy size: embeds once, runs what is new, tells both figures."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-import train
 from benchmarks import detectors, lora
 from benchmarks.detectors import CASES, PLAIN, SYSTEMS, Case
-from data_scripts.factory.__main__ import main as simulate
 from modeling import BeatsConfig, BeatsModel
 from nearfar.arguments import parse_arguments
 from nearfar.files import read_json
+from tests.benchmark_steps import run_steps_here
 from tests.scripts import run_script
 from tests.tiny import TINY_ENCODER
 
@@ -25,23 +23,10 @@ CHOSEN = [PLAIN, "bands apart, VarMin", "near and far"]
 @pytest.fixture
 def steps(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """The commands that the benchmark runs, here in this process and with a tiny encoder."""
-    done: list[list[str]] = []
-
-    def run_steps(steps: Sequence[Sequence[Any]], cache: Path) -> None:
-        for step in steps:
-            words = [str(word) for word in step]
-            if "data_scripts.factory" in words:
-                assert simulate([*words[words.index("--output_dir") :], "--num_workers", "1"]) == 0
-            else:
-                first = next(i for i, word in enumerate(words) if word.endswith("train.py"))
-                last = ["--max_steps", "2", "--held_out_share", "0.3"]
-                run_script(train, [*words[first + 1 :], *last], monkeypatch)
-            done.append(words)
-
-    monkeypatch.setattr(detectors, "run_steps", run_steps)
     monkeypatch.setattr(detectors, "CHALLENGE", SMALL)
     monkeypatch.setattr(detectors, "FUSION_STEP", 0.5)
-    return done
+    last = ["--max_steps", "2", "--held_out_share", "0.3"]
+    return run_steps_here(detectors, monkeypatch, {"train.py": last})
 
 
 @pytest.mark.slow

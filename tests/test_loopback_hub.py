@@ -2,7 +2,6 @@
 
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,22 +17,6 @@ from huggingface_hub.errors import (
 from tests.loopback_hub import USER, Fault, LoopbackHub
 
 REPO = f"{USER}/thing"
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[LoopbackHub]:
-    with LoopbackHub() as hub:
-        yield hub
-
-
-@pytest.fixture
-def hub(
-    server: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[LoopbackHub]:
-    server.clear()
-    with server.clients_here(monkeypatch, tmp_path / "home"):
-        yield server
-    server.check()
 
 
 @pytest.fixture

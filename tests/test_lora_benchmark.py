@@ -1,23 +1,17 @@
 """The benchmark of LoRA at toy size, in this process: pre-trains, compares, resumes."""
 
-from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import pytest
 
-import score
 import train
 from benchmarks import lora
-from data_scripts.factory.__main__ import main as simulate
 from modeling import EatModel
 from nearfar.arguments import parse_arguments
 from nearfar.files import read_json
-from tests.scripts import run_script
+from tests.benchmark_steps import run_steps_here
 from tests.tiny import ENCODERS as TINY_ENCODERS
 
-SCRIPTS: dict[str, ModuleType] = {"train.py": train, "score.py": score}
 FACTORY = ["--machines", "1", "--source_train", "6", "--target_train", "4"]
 FACTORY += ["--test_per_group", "2", "--seconds", "1"]
 
@@ -25,25 +19,10 @@ FACTORY += ["--test_per_group", "2", "--seconds", "1"]
 @pytest.fixture
 def steps(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """The commands that the benchmark runs, here in this process and with tiny encoders."""
-    done: list[list[str]] = []
-
-    def run_steps(steps: Sequence[Sequence[Any]], cache: Path) -> None:
-        for step in steps:
-            words = [str(word) for word in step]
-            if "data_scripts.factory" in words:
-                assert simulate([*words[words.index("--output_dir") :], "--num_workers", "1"]) == 0
-            else:
-                first = next(i for i, word in enumerate(words) if Path(word).name in SCRIPTS)
-                script = SCRIPTS[Path(words[first]).name]
-                last = ["--max_steps", "2"] if script is train else []
-                run_script(script, [*words[first + 1 :], *last], monkeypatch)
-            done.append(words)
-
-    monkeypatch.setattr(lora, "run_steps", run_steps)
     monkeypatch.setattr(lora, "ENCODERS", TINY_ENCODERS)
     monkeypatch.setattr(lora, "FACTORY", FACTORY)
     monkeypatch.setattr(lora, "PRETRAINING_FACTORY", FACTORY)
-    return done
+    return run_steps_here(lora, monkeypatch, {"train.py": ["--max_steps", "2"]})
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *words: object) -> None:

@@ -5,41 +5,23 @@ from pathlib import Path
 import pytest
 
 import distill
-import score
-import train
 from benchmarks import lora, noise_aware
-from data_scripts.factory.__main__ import main as simulate
 from nearfar.arguments import parse_arguments
 from nearfar.files import read_json
+from tests.benchmark_steps import run_steps_here
 from tests.modeling.encoders import tiny
-from tests.scripts import run_script
 
-SCRIPTS = {"train.py": train, "score.py": score, "distill.py": distill}
 FACTORY = ["--machines", "1", "--source_train", "6", "--target_train", "4"]
 FACTORY += ["--test_per_group", "2", "--seconds", "1"]
-TOY = {"distill.py": ["--max_steps", "2", "--num_attention_heads", "8"]}
 
 
 @pytest.fixture
 def steps(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """The commands that the benchmark runs, here in this process."""
-    done: list[list[str]] = []
-
-    def run_steps(steps: list, cache: Path) -> None:
-        for step in steps:
-            words = [str(word) for word in step]
-            if "data_scripts.factory" in words:
-                assert simulate([*words[words.index("--output_dir") :], "--num_workers", "1"]) == 0
-            else:
-                first = next(i for i, word in enumerate(words) if Path(word).name in SCRIPTS)
-                name = Path(words[first]).name
-                run_script(SCRIPTS[name], [*words[first + 1 :], *TOY.get(name, [])], monkeypatch)
-            done.append(words)
-
-    monkeypatch.setattr(noise_aware, "run_steps", run_steps)
     monkeypatch.setattr(noise_aware, "FACTORY", FACTORY)
     monkeypatch.setattr(lora, "PRETRAINING_FACTORY", FACTORY)
-    return done
+    toy = ["--max_steps", "2", "--num_attention_heads", "8"]
+    return run_steps_here(noise_aware, monkeypatch, {"distill.py": toy})
 
 
 def test_an_encoder_is_taught_compared_and_what_is_done_is_not_done_again(

@@ -135,14 +135,18 @@ def test_finished_members_are_not_trained_again(
 
 @pytest.mark.parametrize("name", ["fused", "joined"])
 def test_a_fusion_is_pushed_when_it_is_written_with_its_members_inside(
-    name: str, fused: Path, recipes: Path, factory_dir: Path, tmp_path: Path, monkeypatch
+    name: str,
+    hub: LoopbackHub,
+    fused: Path,
+    recipes: Path,
+    factory_dir: Path,
+    tmp_path: Path,
+    monkeypatch,
 ) -> None:
     monkeypatch.setattr(train, "train_system", fail)
     line = words(recipes / f"{name}.yaml", factory_dir, tmp_path / "mine")
     line += ["--members_dir", fused.parent, "--push_to_hub", "--hub_private_repo"]
-    with LoopbackHub() as hub, hub.clients_here(monkeypatch, tmp_path / "home"):
-        run_script(train, line, monkeypatch)
-        hub.check()
+    run_script(train, line, monkeypatch)
     repository = hub.repository("models", f"{USER}/mine")
     assert repository.private
     files = repository.files()

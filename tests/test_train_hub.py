@@ -1,6 +1,5 @@
 """train.py --push_to_hub: a run goes up when it is written, and nothing of this machine with it."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,10 +19,8 @@ REPO = f"{USER}/mine"
 
 
 @pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[LoopbackHub]:
-    with LoopbackHub() as hub, hub.clients_here(monkeypatch, tmp_path / "home", token=None):
-        yield hub
-        hub.check()
+def hub_token() -> None:
+    """Nobody is logged in."""
 
 
 @pytest.fixture

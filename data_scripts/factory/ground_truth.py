@@ -5,6 +5,7 @@ from pathlib import Path
 
 from nearfar.schema import CONDITIONS, DOMAINS
 
+from ..whole_files import whole_file  # noqa: TID252 - a wheel renames the parent
 from .machines import Machine
 from .plan import PlannedClip
 
@@ -32,6 +33,5 @@ def write_ground_truth(output_dir: Path, machine: Machine, tests: Sequence[Plann
         rows = sorted(
             f"{clip.file_name(machine)},{value}" for clip, value in zip(tests, values, strict=True)
         )
-        partial = path.with_suffix(".part")
-        partial.write_text("\n".join(rows) + "\n", encoding="utf-8", newline="\n")
-        partial.replace(path)
+        with whole_file(path) as partial:
+            partial.write_text("\n".join(rows) + "\n", encoding="utf-8", newline="\n")

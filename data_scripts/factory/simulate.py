@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from nearfar.schema import FAR, NEAR
 
+from ..whole_files import whole_file  # noqa: TID252 - a wheel renames the parent
 from .cast import machine_of, simulate_clip
 from .ground_truth import write_ground_truth
 from .machines import Machine
@@ -154,10 +155,9 @@ class _Writer:
         pcm = np.clip(np.round(channels * 32_768), -32_768, 32_767).astype(np.int16)
         parts = np.stack([simulated.machine[0], simulated.noise[0]], axis=1)  # float32
         for path, samples in zip(self.files(clip), (pcm, parts), strict=False):
-            partial = path.with_suffix(".part")
-            # Not soundfile: into a file of floating point it writes the time of day.
-            wavfile.write(partial, SAMPLING_RATE, samples)
-            partial.replace(path)
+            with whole_file(path) as partial:
+                # Not soundfile: into a file of floating point it writes the time of day.
+                wavfile.write(partial, SAMPLING_RATE, samples)
 
 
 def _is_complete(path: Path, num_samples: int) -> bool:
@@ -198,9 +198,8 @@ def _claim(output_dir: Path, arguments: FactoryArguments, machines: Sequence[Mac
             "Choose another output_dir."
         )
     output_dir.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".part")
-    partial.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-    partial.replace(path)
+    with whole_file(path) as partial:
+        partial.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
 
 
 def _differences(found: object, wanted: dict[str, Any]) -> str:
@@ -217,13 +216,11 @@ def _differences(found: object, wanted: dict[str, Any]) -> str:
 def _write_attributes(raw: Path, machine: Machine, plan: Sequence[PlannedClip]) -> None:
     """Write attributes_00.csv: a path, then names and values of the attributes in turn."""
     path = raw / machine.machine_type / "attributes_00.csv"
-    partial = path.with_suffix(".part")
     rows = [(clip, clip.name(machine).attribute_pairs() or []) for clip in plan]
     header = [f"d{n}{kind}" for n in range(1, 1 + len(rows[0][1])) for kind in "pv"]
-    with partial.open("w", newline="", encoding="utf-8") as file:
+    with whole_file(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["file_name", *header])
         for clip, pairs in rows:
             words = [word for pair in pairs for word in pair]
             writer.writerow([clip.path(machine).as_posix(), *words])
-    partial.replace(path)

@@ -15,6 +15,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike
 
+from nearfar.files import whole_file
+
 _SCORES, _DECISIONS = "anomaly_score", "decision_result"
 _MACHINE_TYPE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _FILE_NAME = re.compile(r'[^/\\,"\x00-\x1f\x7f]+')
@@ -181,13 +183,9 @@ def _write(path: Path, file_names: Sequence[str], values: Sequence[str]) -> Path
         raise ValueError(f"{path.name}: {_listed(repeated)} came more than once.")
     rows = sorted(zip(file_names, values, strict=True))
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.part")
-    try:
+    with whole_file(path) as partial:
         text = "".join(f"{name},{value}\n" for name, value in rows)
-        unfinished.write_text(text, encoding="utf-8", newline="\n")
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+        partial.write_text(text, encoding="utf-8", newline="\n")
     return path
 
 

@@ -70,7 +70,7 @@ def test_the_layout_is_the_official_one(factory) -> None:
     assert {path.name for path in raw.iterdir()} == types
     for machine in raw.iterdir():
         assert {path.name for path in machine.iterdir()} == {"train", "test", "attributes_00.csv"}
-    assert not list(factory.rglob("*.part"))
+    assert not list(factory.rglob(".partial_*"))
 
 
 def test_names_say_the_folder_they_lie_in_and_training_is_normal(factory) -> None:

@@ -6,7 +6,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,22 +24,6 @@ from tests.person import Person
 
 REPO = f"{USER}/machines"
 ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[LoopbackHub]:
-    with LoopbackHub() as hub:
-        yield hub
-
-
-@pytest.fixture
-def hub(
-    server: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[LoopbackHub]:
-    server.clear()
-    with server.clients_here(monkeypatch, tmp_path / "home"):
-        yield server
-    server.check()
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nearfar.files import read_json, read_yaml, whole_folder, write_json
+from nearfar.files import read_json, read_yaml, whole_file, whole_folder, write_json
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -140,6 +140,24 @@ def test_an_interrupted_move_leaves_no_marker(old: Path, monkeypatch: pytest.Mon
         write()
     assert not (old / "done.json").exists()
     assert not list(old.glob(".partial_*"))
+
+
+def test_a_file_is_as_it_was_until_the_new_one_is_whole(old: Path) -> None:
+    before = contents(old)
+
+    def write(name: str) -> None:
+        with whole_file(old / name) as partial:
+            partial.write_text("half of it")
+            raise KeyboardInterrupt
+
+    for name in ("a.txt", "new.txt"):
+        with pytest.raises(KeyboardInterrupt):
+            write(name)
+        assert contents(old) == before  # nothing beside it, either
+    with whole_file(old / "a.txt") as partial:
+        partial.write_text("new a")
+        assert (old / "a.txt").read_text() == "old a"
+    assert contents(old) == before | {"a.txt": "new a"}
 
 
 def test_others_may_read_what_was_written(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,24 +24,11 @@ REPO = f"{USER}/detector"
 MACHINE = "2026/fanSim/00"
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[LoopbackHub]:
-    with LoopbackHub() as server:
-        yield server
-
-
 @pytest.fixture
-def home(tmp_path: Path) -> Path:
-    return tmp_path / "home"
-
-
-@pytest.fixture
-def hub(server: LoopbackHub, home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackHub]:
-    server.clear()
-    monkeypatch.setattr("time.sleep", lambda seconds: None)  # of a client that tries again
-    with server.clients_here(monkeypatch, home):
-        yield server
-    server.check()
+def hub(hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> LoopbackHub:
+    """The Hub of all tests, for clients that try again at once."""
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    return hub
 
 
 @pytest.fixture

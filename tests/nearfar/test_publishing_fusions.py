@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +23,6 @@ from tests.loopback_hub import USER, LoopbackHub
 OLD_RUN = Path(__file__).parents[1] / "fixtures" / "run_format_1"
 REPO = f"{USER}/fused"
 MACHINE = "2026/fanSim/00"
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[LoopbackHub]:
-    with LoopbackHub() as hub, hub.clients_here(monkeypatch, tmp_path / "home"):
-        yield hub
-        hub.check()
 
 
 @pytest.fixture

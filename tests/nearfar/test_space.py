@@ -52,7 +52,7 @@ def test_a_checkpoint_ships_in_half_precision_without_code_or_paths(tmp_path: Pa
         (run / name).write_text("{}")
     (run / "modeling_asd.py").write_text("")
     (run / "factory.json").write_text('{"arguments": {"seed": 3}}')
-    recipe = {"data_dir": "/secret/place", "output_dir": "/secret", "year": 2026}
+    recipe = {"data_dir": "/secret/place", "output_dir": "/secret/run", "year": 2026}
     (run / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     tensors = {"weight": torch.full((3,), 1 / 3), "count": torch.tensor(70_000)}
     save_file(tensors, run / "model.safetensors")
