@@ -1,12 +1,12 @@
 """Do anomaly maps find faults? Maps against what simulated faults sound like by themselves.
 
-For each factory seed: simulate the training clips of three machines, train the quickstart's system,
-and take encoders as they are; then simulate each anomalous clip with its fault alone as a stem
-beside it, and compare the machine's map with where that stem is. The tenth of a map's cells where
-the fault stands out most over all else in near's recording is where it is. Two figures: how often a
-cell of it has a larger value than another cell (AUC; 0.5 by chance), and which share of the map's
-positive values lies in it (0.1 by chance). Both are given for all clips and for those above the
-machine's threshold, for only these need explaining.
+For each factory seed: simulate the training clips of three machines, take a small pre-trained
+encoder as it is and fine-tune it by LoRA; then simulate each anomalous clip with its fault alone as
+a stem beside it, and compare the machine's map with where that stem is. The tenth of a map's cells
+where the fault stands out most over all else in near's recording is where it is. Two figures: how
+often a cell of it has a larger value than another cell (AUC; 0.5 by chance), and which share of the
+map's positive values lies in it (0.1 by chance). Both are given for all clips and for those above
+the machine's threshold, for only these need explaining.
 
 Beside the map stand the map without a profile, and what needs no model: the level of each cell of
 the cleaned sound, in the encoder's own logarithmic spectrogram, minus the references' mean there.
@@ -14,13 +14,11 @@ A fault that changes the speed moves everything: its stem is the whole machine, 
 
 A seed that is done is not done again.
 
-python -m benchmarks.anomaly_map --seeds 300 301 302 --output_dir runs/anomaly_map
-python -m benchmarks.anomaly_map --seeds 300 --output_dir runs/anomaly_map --figure map.png
+python -m benchmarks.anomaly_map --output_dir runs/anomaly_map
+python -m benchmarks.anomaly_map --seeds 310 --output_dir runs/anomaly_map --figure map.png
 """
 
 import logging
-import shutil
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,26 +30,31 @@ from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
 from assembly.scorers import load_scorer
-from benchmarks.quickstart import TRAIN, mean_interval, run_steps
+from benchmarks import small_systems
+from benchmarks.small_systems import (
+    FROZEN,
+    make_systems,
+    pretrained_encoder,
+    remove_recordings,
+    run_folder,
+)
 from data_scripts.factory import Clip, FactoryArguments, PlannedClip, machine_of, simulate_clip
 from modeling import ReferenceBank
 from modeling.anomaly_map import AnomalyMap, mean_spectrum, spectrograms
 from modeling.map_axes import MapAxes, patch_bins
 from nearfar.arguments import check_names, parse_arguments, script
-from nearfar.files import read_json, whole_folder, write_json
-from nearfar.hub import RUN_FILE
+from nearfar.files import read_json, write_json
+from nearfar.intervals import mean_interval
 from nearfar.plots import plot_anomaly_map
 
 SAMPLING_RATE = 16_000
-MACHINES, SOURCE_TRAIN, TARGET_TRAIN, SECONDS = 3, 100, 10, 6.0
+SIZES: dict[str, Any] = {"num_machines": 3, "source_train": 100, "target_train": 10}
+SIZES |= {"test_per_group": 1, "seconds": 6.0}  # test clips need no file
 REFERENCES = 30  # training clips whose mean the plain difference takes off
 FAULT_SHARE = 0.1
-SYSTEMS: dict[str, list[Any]] = {  # beside the quickstart's recipe
-    "fine-tuned": [],
-    "untrained": ["--no_training"],
-    "untrained, GeM": ["--no_training", "--pooling", "gem"],
+SYSTEMS = small_systems.SYSTEMS | {  # mean pooling, whose map is additive, and one by occlusion
+    f"{FROZEN}, GeM": [*small_systems.SYSTEMS[FROZEN], "--pooling", "gem"],
 }
-PRETRAINED = "pre-trained, frozen"
 RESULT = "maps.json"
 WAYS = ("map", "map without profile", "spectrogram difference")
 FIGURES = ("auc", "mass")
@@ -61,14 +64,16 @@ FIGURES = ("auc", "mass")
 class MapArguments:
     """Arguments of benchmarks.anomaly_map."""
 
-    seeds: list[int] = field(metadata={"help": "Factory seeds; the training seed is the same."})
     output_dir: Path = field(metadata={"help": "Holds one folder per seed."})
+    seeds: list[int] = field(
+        default_factory=lambda: list(range(310, 315)),
+        metadata={"help": "Factory seeds; the training seed is the same."},
+    )
     systems: list[str] = field(
-        default_factory=lambda: list(SYSTEMS), metadata={"help": f"Any of {', '.join(SYSTEMS)}."}
+        default_factory=lambda: list(SYSTEMS), metadata={"help": f"Any of {'; '.join(SYSTEMS)}."}
     )
     encoder_checkpoint: Path | None = field(
-        default=None,
-        metadata={"help": "Also score this encoder, frozen: DIR/beats/encoder of benchmarks.lora."},
+        default=None, metadata={"help": "Folder of an encoder; None pre-trains a small one."}
     )
     clips: int = field(default=12, metadata={"help": "Anomalous ones per machine and domain."})
     keep_data: bool = field(default=False, metadata={"help": "Keep recordings and runs."})
@@ -82,38 +87,31 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING)
     args = parse_arguments(MapArguments)
     check_names("systems", args.systems, SYSTEMS)
-    systems = {name: SYSTEMS[name] for name in args.systems}
-    if args.encoder_checkpoint is not None:
-        checkpoint = ["--encoder_config", "none", "--encoder_checkpoint", args.encoder_checkpoint]
-        systems[PRETRAINED] = [*checkpoint, "--no_training"]
+    encoder = pretrained_encoder(args.output_dir, args.encoder_checkpoint, keep_data=args.keep_data)
     if args.figure is not None:
-        name = next(iter(systems))
         folder = args.output_dir.resolve() / f"seed_{args.seeds[0]:03d}"
-        train_systems({name: systems[name]}, args.seeds[0], folder)
-        draw_clip(args.figure, folder / folder_name(name), args.seeds[0], args.clips)
+        train_systems(args.systems[:1], args.seeds[0], folder, encoder)
+        run = run_folder(folder, args.systems[0])
+        draw_clip(args.figure, run, args.seeds[0], args.clips)
         return
-    results = [evaluate_seed(seed, systems, args) for seed in args.seeds]
-    for name in systems:
+    results = [evaluate_seed(seed, encoder, args) for seed in args.seeds]
+    for name in args.systems:
         print("\n".join(format_system(name, [result[name] for result in results])), end="\n\n")
 
 
-def evaluate_seed(
-    seed: int, systems: Mapping[str, list[Any]], args: MapArguments
-) -> dict[str, list[dict[str, Any]]]:
+def evaluate_seed(seed: int, encoder: Path, args: MapArguments) -> dict[str, list[dict[str, Any]]]:
     """Return each system's clips on one factory; do what is not done."""
     folder = args.output_dir.resolve() / f"seed_{seed:03d}"
-    paths = {name: folder / f"{folder_name(name)}_{RESULT}" for name in systems}
-    pending = {name: systems[name] for name, path in paths.items() if not path.is_file()}
+    runs = {name: run_folder(folder, name) for name in args.systems}
+    paths = {name: run.with_name(f"{run.name}_{RESULT}") for name, run in runs.items()}
+    pending = [name for name, path in paths.items() if not path.is_file()]
     if pending:
-        train_systems(pending, seed, folder)
-    for name in pending:
-        print(f"factory {seed}: maps of {name}", flush=True)
-        clips = list(evaluate(folder / folder_name(name), seed, args.clips))
-        with whole_folder(folder, last=paths[name].name) as partial:
-            write_json(partial / paths[name].name, {"clips": args.clips, "rows": clips})
-    if pending and not args.keep_data:
-        for used in [folder / "data", *(folder / folder_name(name) for name in pending)]:
-            shutil.rmtree(used)
+        train_systems(pending, seed, folder, encoder)
+        for name in pending:
+            print(f"factory {seed}: maps of {name}", flush=True)
+            clips = list(evaluate(runs[name], seed, args.clips))
+            write_json(paths[name], {"clips": args.clips, "rows": clips})
+        remove_recordings(folder, pending, keep_data=args.keep_data)
     results = {name: read_json(path) for name, path in paths.items()}
     for name, result in results.items():
         if result["clips"] != args.clips:
@@ -124,32 +122,17 @@ def evaluate_seed(
     return {name: result["rows"] for name, result in results.items()}
 
 
-def train_systems(systems: Mapping[str, list[Any]], seed: int, folder: Path) -> None:
-    """Simulate training clips and make the run folders that are not there."""
-    data = folder / "data"
-    factory = [sys.executable, "-m", "data_scripts.factory", "--output_dir", data, "--seed", seed]
-    factory += ["--machines", MACHINES, "--source_train", SOURCE_TRAIN, "--seconds", SECONDS]
-    factory += ["--target_train", TARGET_TRAIN, "--test_per_group", 1]  # test clips need no file
-    steps = [factory]
-    for name, options in systems.items():
-        run = folder / folder_name(name)
-        if not (run / RUN_FILE).is_file():
-            steps.append(
-                [*TRAIN, "--data_dir", data, "--output_dir", run, "--seed", seed, *options]
-            )
-    run_steps(steps, folder / "cache")
-
-
-def folder_name(system: str) -> str:
-    """Return a system's name as a folder has it."""
-    return system.replace(", ", "_").replace(" ", "_")
+def train_systems(names: Sequence[str], seed: int, folder: Path, encoder: Path) -> None:
+    """Simulate training clips, and make the systems that are not there."""
+    systems = {name: SYSTEMS[name] for name in names}
+    make_systems(systems, folder, seed=seed, encoder=encoder, sizes=SIZES)
 
 
 def simulated(seed: int, number: int, split: str, condition: str, count: int) -> Iterator[Clip]:
     """Yield so many clips of one machine and each domain, with their faults as stems."""
-    arguments = FactoryArguments(MACHINES, seed, SOURCE_TRAIN, TARGET_TRAIN, 1, SECONDS)
+    arguments = FactoryArguments(seed=seed, **SIZES)
     for domain in ("source", "target"):
-        for index in range(min(count, TARGET_TRAIN) if split == "train" else count):
+        for index in range(min(count, SIZES["target_train"]) if split == "train" else count):
             clip = PlannedClip(number, split, domain, condition, index)
             yield simulate_clip(arguments, clip, fault_stem=condition == "anomaly")
 
@@ -159,7 +142,7 @@ def evaluate(run: Path, seed: int, count: int) -> Iterator[dict[str, Any]]:
     """Yield for each anomalous clip its fault, whether it was found, and how well it was mapped."""
     scorer: Any = load_scorer(run)
     model, bank = scorer.model, scorer.bank
-    for number in range(MACHINES):
+    for number in range(SIZES["num_machines"]):
         machine = f"2026/{machine_of(seed, number).machine_type}/00"
         references = [
             spectrum_of(model, model_inputs(clip, bank, machine))

@@ -1,44 +1,50 @@
 """Do thresholds and p-values keep their word? False alarms on untouched normal clips.
 
-For each factory seed: simulate machines, then calibrate the quickstart system in six ways: fine-
-tuned or frozen, by clips held out, by leaving each reference out in turn, or by cross-fitting.
-Leaving out is wrong for a fine-tuned encoder, and cross-fitting trusts that encoders of one recipe
-score on one scale; the table shows by how much either errs. What is done is not done again.
+For each factory seed: simulate machines, then calibrate two systems of one small encoder, as it is
+and fine-tuned by LoRA, in three ways: by clips held out, by leaving each reference out in turn, or
+by cross-fitting. Leaving out is wrong for a fine-tuned encoder, and cross-fitting trusts that
+encoders of one recipe score on one scale; the table shows by how much either errs, and a plot of
+each way, over all factories, lies in the output folder. What is done is not done again.
 
 python -m benchmarks.calibration --output_dir runs/calibration
 """
 
 import logging
-import shutil
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from datasets import Dataset
 
-from assembly.scorers import ModelScorer, calibrate, load_scorer
-from benchmarks.quickstart import ROOT, TRAIN, run_steps
+from assembly.scorers import ModelScorer, load_scorer
+from benchmarks.objectives import private_cache
+from benchmarks.small_systems import (
+    SYSTEMS,
+    make_systems,
+    pretrained_encoder,
+    remove_recordings,
+    run_folder,
+)
 from data_scripts.near_far import decoded, known, load_near_far
 from modeling import THRESHOLDS, Calibration, ReferenceBank
 from nearfar.arguments import parse_arguments, script
-from nearfar.embeddings import extract_embeddings
-from nearfar.evaluation import CALIBRATION_FILE, METRICS_FILE, SCORES_FILE, ScoreTable
+from nearfar.evaluation import ScoreTable
 from nearfar.false_alarms import NOMINAL_RATES, false_alarm_rates
-from nearfar.files import read_json, whole_folder, write_json
-from nearfar.fused_scores import CalibrationClips, verdicts
-from nearfar.hub import RUN_FILE
+from nearfar.files import read_json, write_json
+from nearfar.fused_scores import verdicts
 from nearfar.intervals import mean_interval
 from nearfar.plots import plot_calibration
 
 # 330 normal clips a machine, of which 102 are held out: enough for a p-value of 1 %.
-FACTORY = ["--machines", 3, "--source_train", 300, "--target_train", 30]
-FACTORY += ["--test_per_group", 60, "--seconds", 6]
-HELD_OUT = ["--held_out_share", 0.31]
-CROSS_FITTED = ["--calibration", "cross_fitted", "--num_folds", 3]
-SYSTEMS: dict[str, list[Any]] = {"fine-tuned": [], "frozen": ["--no_training"]}
-ORIGINS = ("held out", "left out", "cross fitted")
+SIZES: dict[str, Any] = {"num_machines": 3, "source_train": 300, "target_train": 30}
+SIZES |= {"test_per_group": 60, "seconds": 6.0, "preset": "challenge"}
+HELD_OUT, LEFT_OUT, CROSS_FITTED = ORIGINS = ("held out", "left out", "cross fitted")
+WAYS: dict[str, list[Any]] = {  # options of train.py; a reference is left out of a bank held out
+    HELD_OUT: ["--held_out_share", 0.31],
+    CROSS_FITTED: ["--calibration", "cross_fitted", "--num_folds", 3],
+}
 RESULT = "false_alarms.json"
 DOMAINS = ("source", "target", "all")
 
@@ -47,12 +53,14 @@ DOMAINS = ("source", "target", "all")
 class CalibrationArguments:
     """Arguments of benchmarks.calibration."""
 
-    output_dir: Path = field(metadata={"help": "Holds what is simulated, trained and scored."})
+    output_dir: Path = field(metadata={"help": "Holds one folder per seed, and the plots."})
     seeds: list[int] = field(
         default_factory=lambda: list(range(300, 305)),
-        metadata={"help": "Factory seeds; the training seed is the same. 0 to 7 are for tuning."},
+        metadata={"help": "Factory seeds (preset challenge); the training seed is the same."},
     )
-    max_steps: int | None = field(default=None, metadata={"help": "Of training; None: the recipe."})
+    encoder_checkpoint: Path | None = field(
+        default=None, metadata={"help": "Folder of an encoder; None pre-trains a small one."}
+    )
     cross_fitted: bool = field(
         default=True, metadata={"help": "Also by cross-fitting: four trainings more a seed."}
     )
@@ -60,82 +68,61 @@ class CalibrationArguments:
 
 
 def main() -> None:
-    """Work through the seeds, then print the table."""
+    """Work through the seeds, draw the plots, then print the table."""
     logging.basicConfig(level=logging.WARNING)
     args = parse_arguments(CalibrationArguments)
+    encoder = pretrained_encoder(args.output_dir, args.encoder_checkpoint, keep_data=args.keep_data)
+    origins = [origin for origin in WAYS if origin != CROSS_FITTED or args.cross_fitted]
     results = []
     for seed in args.seeds:
         folder = args.output_dir.resolve() / f"seed_{seed:03d}"
         if not (folder / RESULT).is_file():
-            measure_seed(seed, folder, args)
+            measure_seed(seed, folder, encoder, origins, keep_data=args.keep_data)
         results.append(read_json(folder / RESULT))
-    print(format_results(results))
+    draw(args.output_dir, results)
+    print(format_results([result["rows"] for result in results]))
 
 
-def measure_seed(seed: int, folder: Path, args: CalibrationArguments) -> None:
-    """Simulate, train and score one factory; write its plots, and `false_alarms.json` last."""
-    data = folder / "data"
-    simulate = [sys.executable, "-m", "data_scripts.factory", "--output_dir", data]
-    steps: list[list[Any]] = [[*simulate, "--seed", seed, *FACTORY]]
-    limit = [] if args.max_steps is None else ["--max_steps", args.max_steps]
-    runs = {system: (system, HELD_OUT) for system in SYSTEMS}
-    if args.cross_fitted:
-        runs |= {f"{system}_cross_fitted": (system, CROSS_FITTED) for system in SYSTEMS}
-    for name, (system, way) in runs.items():
-        run, scores, options = folder / name, folder / "scores" / name, SYSTEMS[system]
-        if not (run / RUN_FILE).is_file():
-            train = [*TRAIN, "--data_dir", data, "--output_dir", run, "--seed", seed]
-            steps.append([*train, *way, *options, *([] if options else limit)])
-        if not (scores / METRICS_FILE).is_file():
-            score = [sys.executable, ROOT / "score.py", "--model", run, "--data_dir", data]
-            steps.append([*score, "--num_resamples", 0, "--output_dir", scores])
-    run_steps(steps, folder / "cache")
-    with whole_folder(folder, last=RESULT) as partial:
-        rows = []
-        for name, (system, way) in runs.items():
-            table = ScoreTable.read_csv(folder / "scores" / name / SCORES_FILE)
-            calibrations = read_calibrations(folder / "scores" / name)
-            by_origin = {"cross fitted": calibrations}
-            if way is HELD_OUT:
-                others = left_out_calibrations(folder / name, data, calibrations, folder / "cache")
-                by_origin = {"held out": calibrations, "left out": others}
-            for origin, found in by_origin.items():
-                rows += measure(table, found, system=system, origin=origin)
-                draw(partial, table, found, f"{system}, {origin}")
-        write_json(partial / RESULT, rows)
-    if not args.keep_data:
-        for used in (data, *(folder / name for name in runs)):
-            shutil.rmtree(used)
+def measure_seed(
+    seed: int, folder: Path, encoder: Path, origins: Sequence[str], *, keep_data: bool
+) -> None:
+    """Simulate a factory, train and calibrate each way; write `false_alarms.json` last."""
+    ways = [(system, origin) for system in SYSTEMS for origin in origins]
+    systems = {f"{system}, {origin}": [*SYSTEMS[system], *WAYS[origin]] for system, origin in ways}
+    make_systems(systems, folder, seed=seed, encoder=encoder, sizes=SIZES)
+    rows: list[dict[str, Any]] = []
+    p_values: dict[str, dict[str, list[float]]] = {}
+    with private_cache(folder / "cache"):
+        sets = load_near_far(folder / "data", subsets=["dev"])
+        normal = [i for i, row in enumerate(known(sets["test"])) if row["condition"] == "normal"]
+        for system, origin in ways:
+            scorer = load_scorer(run_folder(folder, f"{system}, {origin}"))
+            assert isinstance(scorer, ModelScorer)
+            table = scorer.score(decoded(sets["test"].select(normal)), batch_size=16)
+            calibrations = {origin: {name: scorer.calibration(name) for name in scorer.machines}}
+            if origin == HELD_OUT:
+                calibrations[LEFT_OUT] = left_out_calibrations(scorer, sets["train"])
+            for way, found in calibrations.items():
+                rows += measure(table, found, system=system, origin=way)
+                values = verdicts(table.machines, table.anomaly_scores, found).p_values
+                p_values[f"{system}, {way}"] = {
+                    domain: values[table.domains == domain].tolist() for domain in DOMAINS[:2]
+                }
+    write_json(folder / RESULT, {"rows": rows, "p_values": p_values})
+    remove_recordings(folder, systems, keep_data=keep_data)
 
 
-def read_calibrations(folder: Path) -> dict[str, Calibration]:
-    """Return the calibration of each machine of a score folder."""
-    held = read_json(folder / CALIBRATION_FILE)
-    return {name: calibrate(CalibrationClips.from_json(values)) for name, values in held.items()}
-
-
-def left_out_calibrations(
-    run: Path, data: Path, held_out: Mapping[str, Calibration], cache: Path
-) -> dict[str, Calibration]:
+def left_out_calibrations(scorer: ModelScorer, clips: Dataset) -> dict[str, Calibration]:
     """Return each machine's calibration by its references, each scored by all others."""
-    scorer = load_scorer(run)
-    assert isinstance(scorer, ModelScorer)
-    clips = load_near_far(data, subsets=["dev"], cache_dir=cache)["train"]
+    held_out = {name: scorer.calibration(name).file_names for name in scorer.machines}
     references = [
         index
         for index, row in enumerate(known(clips))
-        if row["file_name"] not in held_out[row["machine"]].file_names
+        if row["file_name"] not in held_out[row["machine"]]
     ]
-    table = extract_embeddings(
-        scorer.model,
-        decoded(clips.select(references)),
-        scorer.feature_extractor,
-        batch_size=16,
-        description="references",
-    )
+    table = scorer.embed(decoded(clips.select(references)), batch_size=16, description="references")
     # For a fine-tuned encoder the word is a lie, whose price this benchmark measures.
     bank = ReferenceBank(scorer.model.config).fit(table, frozen_encoder=True)
-    shutil.rmtree(cache, ignore_errors=True)
     return {machine: bank.calibration(machine) for machine in bank.machines}
 
 
@@ -167,13 +154,19 @@ def measure(
     return list(rows.values())
 
 
-def draw(
-    folder: Path, table: ScoreTable, calibrations: Mapping[str, Calibration], title: str
-) -> None:
-    """Draw the calibration plot of one way to calibrate."""
-    p_values = verdicts(table.machines, table.anomaly_scores, calibrations).p_values
-    path = folder / f"{title.replace(', ', '_').replace(' ', '_')}.png"
-    plot_calibration(path, p_values, table.conditions, table.domains, title=title)
+def draw(folder: Path, results: Sequence[Mapping[str, Any]]) -> None:
+    """Draw the calibration plot of each way to calibrate, over all factories."""
+    for title in results[0]["p_values"]:
+        parts = [
+            (values, domain)
+            for result in results
+            for domain, values in result["p_values"][title].items()
+        ]
+        p_values = np.concatenate([values for values, _ in parts])
+        domains = np.concatenate([np.full(len(v), d, dtype=object) for v, d in parts])
+        conditions = np.full(len(p_values), "normal", dtype=object)
+        path = folder / f"{title.replace(', ', '_').replace(' ', '_')}.png"
+        plot_calibration(path, p_values, conditions, domains, title=title)
 
 
 def format_results(results: Iterable[Sequence[Mapping[str, Any]]]) -> str:
@@ -201,7 +194,7 @@ def format_results(results: Iterable[Sequence[Mapping[str, Any]]]) -> str:
                     cells.append(_cell(100 * np.array(means)))
                 name = f"{system}, {origin}"
                 lines.append(f"{name:<24}{domain:<8}" + "".join(f"{cell:>18}" for cell in cells))
-    once = [row for factory in factories for row in _chosen(factory, "frozen", "held out", "all")]
+    once = [row for factory in factories for row in _chosen(factory, "frozen", HELD_OUT, "all")]
     normals = sum(row["num_normal"] for row in once)
     lines.append(
         f"{len(factories)} factories, {normals} normal test clips; in brackets the half-width of "

@@ -1,18 +1,17 @@
 """Which detector, with which normalisation? On factories that nothing was tuned on.
 
-A small BEATs is pre-trained as in benchmarks.lora. Then, for each factory seed, the encoder as it
-is and the same one fine-tuned by LoRA embed every clip once in three channels, the former with
-bands kept, the latter as it was trained to be scored: projected, all bands in one vector. Every
-detector is fitted to the references and scores the test clips. Last, two fusions of detectors are
-searched for weights, nested and optimistic. What is done is not done again; a detector that is new
-is run on the embeddings that are there. Whether thresholds keep their word is told by
-benchmarks.calibration.
+A small BEATs is pre-trained as in benchmarks.objectives. Then, for each factory seed, the encoder
+as it is and the same one fine-tuned by LoRA embed every clip once in three channels, the former
+with bands kept, the latter as it was trained to be scored: projected, all bands in one vector.
+Every detector is fitted to the references and scores the test clips. Last, two fusions of detectors
+are searched for weights, nested (each machine fused with weights chosen on the others) and
+optimistic. What is done is not done again; a detector that is new is run on the embeddings that are
+there. Whether thresholds keep their word is told by benchmarks.calibration.
 
 python -m benchmarks.detectors --output_dir runs/detectors
 """
 
 import logging
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,9 +22,17 @@ import torch
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
-from benchmarks import lora
 from benchmarks.compare import METRICS
-from benchmarks.quickstart import FACTORY, TRAIN, mean_interval, run_steps
+from benchmarks.objectives import private_cache
+from benchmarks.small_systems import (
+    FINE_TUNED,
+    FROZEN,
+    SYSTEMS,
+    make_systems,
+    pretrained_encoder,
+    remove_recordings,
+    run_folder,
+)
 from data_scripts.near_far import decoded, known, load_near_far
 from modeling import AsdConfig, AsdFeatureExtractor, AsdModel, ReferenceBank
 from nearfar.arguments import check_names, parse_arguments, script
@@ -34,42 +41,25 @@ from nearfar.evaluation import ScoreTable, evaluate_scores
 from nearfar.files import read_json, write_json
 from nearfar.fused_scores import search_input
 from nearfar.fusion import ScoreFusion
-from nearfar.hub import RUN_FILE
+from nearfar.intervals import mean_interval
 from nearfar.weight_search import search_weights
 
-CHALLENGE = [*FACTORY, "--preset", "challenge"]
+SIZES: dict[str, Any] = {"num_machines": 3, "source_train": 100, "target_train": 10}
+SIZES |= {"test_per_group": 25, "seconds": 6.0, "preset": "challenge"}
 CHANNELS = ["near", "far", "residual"]  # the views of every embedding, in this order
 EMBEDDINGS_FILE, CLIPS_FILE, RESULT = "embeddings.safetensors", "clips.json", "detectors.json"
 FUSION_STEP = 0.1
-
-
-class System(NamedTuple):
-    """What embeds the clips.
-
-    Attributes:
-        training: Options of train.py.
-        heard: What of its configuration is another one than in training.
-        bands: Which `Case.bands` its embeddings allow.
-    """
-
-    training: list[Any]
-    heard: dict[str, Any]
-    bands: Sequence[str] = ("joined",)
-
-
-SYSTEMS = {
-    "frozen": System(
-        lora.SYSTEMS["frozen"],
-        {
-            "channels": CHANNELS,
-            "scored_embedding": "pooled",
-            "scored_pooling": "mean",
-            "scored_pooling_options": {"keep_bands": True},
-        },
-        ("joined", "kept"),
-    ),
-    "fine-tuned": System(lora.SYSTEMS["LoRA"], {"channels": CHANNELS}),
+# What of a system's configuration is another one than in training: what its clips are heard as.
+HEARD: dict[str, dict[str, Any]] = {
+    FROZEN: {
+        "channels": CHANNELS,
+        "scored_embedding": "pooled",
+        "scored_pooling": "mean",
+        "scored_pooling_options": {"keep_bands": True},
+    },
+    FINE_TUNED: {"channels": CHANNELS},
 }
+BANDS = {FROZEN: ("joined", "kept"), FINE_TUNED: ("joined",)}  # what its embeddings allow
 
 
 class Case(NamedTuple):
@@ -130,10 +120,8 @@ CASES: dict[str, Case] = {
 }
 # Members (system, case), that weights are searched for.
 FUSIONS: dict[str, list[tuple[str, str]]] = {
-    "both encoders": [("frozen", PLAIN), ("fine-tuned", PLAIN)],
-    "both, two detectors": [
-        (system, case) for system in ("frozen", "fine-tuned") for case in (PLAIN, "GMM")
-    ],
+    "both encoders": [(FROZEN, PLAIN), (FINE_TUNED, PLAIN)],
+    "both, two detectors": [(system, case) for system in SYSTEMS for case in (PLAIN, "GMM")],
 }
 FIGURES = ("even weights", "best member", "nested", "optimistic")
 
@@ -147,9 +135,8 @@ class DetectorArguments:
         default_factory=lambda: list(range(80, 85)),
         metadata={"help": "Factory seeds (preset challenge); the training seed is the same."},
     )
-    encoder: Path | None = field(
-        default=None,
-        metadata={"help": "A folder with a small encoder, such as benchmarks.lora keeps."},
+    encoder_checkpoint: Path | None = field(
+        default=None, metadata={"help": "Folder of an encoder; None pre-trains a small one."}
     )
     detectors: list[str] = field(
         default_factory=lambda: list(CASES), metadata={"help": f"Of: {'; '.join(CASES)}."}
@@ -162,14 +149,11 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING)
     args = parse_arguments(DetectorArguments)
     check_names("detectors", args.detectors, CASES)
-    folder = args.output_dir.resolve()
-    encoder = args.encoder.resolve() if args.encoder else lora.encoder_folder(folder, "beats")
-    if args.encoder is None and not (encoder / lora.ENCODER_FILE).is_file():
-        lora.pretrain(["beats"], folder, keep_data=args.keep_data)
+    encoder = pretrained_encoder(args.output_dir, args.encoder_checkpoint, keep_data=args.keep_data)
     cases = [PLAIN, *(name for name in args.detectors if name != PLAIN)]
     results = []
     for seed in args.seeds:
-        place = folder / f"seed_{seed:03d}"
+        place = args.output_dir.resolve() / f"seed_{seed:03d}"
         pending = [name for name in SYSTEMS if not (place / name / CLIPS_FILE).is_file()]
         if pending:
             embed_seed(pending, seed, place, encoder, keep_data=args.keep_data)
@@ -183,21 +167,13 @@ def embed_seed(
     pending: Sequence[str], seed: int, folder: Path, encoder: Path, *, keep_data: bool
 ) -> None:
     """Simulate a factory, make some systems of it, and keep their embeddings of all clips."""
-    data, cache = folder / "data", folder / "cache"
-    runs = {name: folder / f"{name}_run" for name in pending}
-    steps = [lora.simulation(data, seed, CHALLENGE)]
-    for name, run in runs.items():
-        if not (run / RUN_FILE).is_file():
-            train = [*TRAIN, "--data_dir", data, "--output_dir", run, "--seed", seed]
-            train += ["--encoder_config", "none", "--encoder_checkpoint", encoder]
-            steps.append([*train, *SYSTEMS[name].training])
-    run_steps(steps, cache)
-    sets = load_near_far(data, subsets=["dev"], cache_dir=cache)
-    for name, run in runs.items():
-        embed_system(run, SYSTEMS[name].heard, sets, folder / name)
-    shutil.rmtree(cache, ignore_errors=True)
-    for used in () if keep_data else (data, *runs.values()):
-        shutil.rmtree(used)
+    systems = {name: SYSTEMS[name] for name in pending}
+    make_systems(systems, folder, seed=seed, encoder=encoder, sizes=SIZES)
+    with private_cache(folder / "cache"):
+        sets = load_near_far(folder / "data", subsets=["dev"])
+        for name in pending:
+            embed_system(run_folder(folder, name), HEARD[name], sets, folder / name)
+    remove_recordings(folder, systems, keep_data=keep_data)
 
 
 def embed_system(
@@ -226,7 +202,7 @@ def embed_system(
 
 def cases_of(system: str, cases: Sequence[str]) -> list[str]:
     """Return the cases that a system's embeddings allow."""
-    return [name for name in cases if CASES[name].bands in SYSTEMS[system].bands]
+    return [name for name in cases if CASES[name].bands in BANDS[system]]
 
 
 def measure_seed(cases: Sequence[str], folder: Path) -> dict[str, Any]:

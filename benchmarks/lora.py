@@ -97,13 +97,7 @@ def main() -> None:
         if not (encoder_folder(folder, name) / ENCODER_FILE).is_file()
     ]
     if untrained:
-        pretrain(
-            untrained,
-            folder,
-            factory=PRETRAINING_FACTORY,
-            training=PRETRAINING,
-            keep_data=args.keep_data,
-        )
+        pretrain(untrained, folder, keep_data=args.keep_data)
     for seed in args.seeds:
         pending = [
             (name, system)
@@ -121,8 +115,8 @@ def pretrain(
     names: Sequence[str],
     folder: Path,
     *,
-    factory: Sequence[Any],
-    training: Sequence[Any],
+    factory: Sequence[Any] = PRETRAINING_FACTORY,
+    training: Sequence[Any] = PRETRAINING,
     keep_data: bool,
 ) -> None:
     """Train encoders from scratch, all of them, and save each as a folder of its own.
@@ -140,6 +134,8 @@ def pretrain(
         run = folder / name / "pretraining"
         train = [*TRAIN, "--data_dir", data, "--output_dir", run, *training]
         train += ["--encoder_config", json.dumps(ENCODERS[name]), "--seed", PRETRAINING_SEED]
+        if any((run / "trainer_state").glob("step_*")):  # it was interrupted
+            train += ["--resume_from_checkpoint", "latest"]
         run_steps([train], folder / "cache")
         with whole_folder(encoder_folder(folder, name), last=ENCODER_FILE) as partial:
             AsdModel.from_pretrained(run).encoder.save_pretrained(partial)

@@ -11,18 +11,15 @@ from benchmarks.anomaly_map import FIGURES
 from data_scripts.factory import Clip
 from modeling.map_axes import MapAxes
 from nearfar.files import read_json
-from tests.benchmark_steps import run_steps_here
-from tests.scripts import TINY_RECIPE
+from tests.small_systems import small_systems_at_toy_size, tiny_encoder
 
 
 @pytest.fixture
-def steps(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
-    """The commands that the benchmark runs, here in this process and with a tiny encoder."""
-    sizes = {"MACHINES": 1, "SOURCE_TRAIN": 8, "TARGET_TRAIN": 4, "SECONDS": 1.0, "REFERENCES": 2}
-    for name, value in sizes.items():
-        monkeypatch.setattr(anomaly_map, name, value)
-    last = [*TINY_RECIPE, "--max_steps", "2", "--warmup_steps", "0"]
-    return run_steps_here(anomaly_map, monkeypatch, {"train.py": last})
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """The command lines of train.py that the benchmark runs, here for two steps at small size."""
+    monkeypatch.setattr(anomaly_map, "REFERENCES", 2)
+    sizes = {"num_machines": 1, "source_train": 8, "target_train": 4, "test_per_group": 1}
+    return small_systems_at_toy_size(monkeypatch, anomaly_map, sizes)
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *words: object) -> None:
@@ -31,22 +28,23 @@ def run(monkeypatch: pytest.MonkeyPatch, *words: object) -> None:
 
 
 def test_maps_are_measured_once_and_a_clip_is_drawn(
-    steps: list[list[str]],
+    trained: list[list[str]],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    arguments = ["--output_dir", tmp_path / "maps", "--seeds", 1, "--clips", 3]
-    arguments += ["--systems", "untrained", "untrained, GeM"]
-    run(monkeypatch, *arguments)
+    arguments = ["--output_dir", tmp_path / "maps", "--seeds", 1]
+    arguments += ["--encoder_checkpoint", tiny_encoder(tmp_path / "encoder")]
+    systems = ["--systems", "frozen", "frozen, GeM"]
+    run(monkeypatch, *arguments, *systems, "--clips", 3)
     table = capsys.readouterr().out
-    run(monkeypatch, *arguments)
+    run(monkeypatch, *arguments, *systems, "--clips", 3)
     assert table.endswith(capsys.readouterr().out)  # nothing was done again
-    assert len(steps) == 3
-    rows = read_json(tmp_path / "maps" / "seed_001" / "untrained_maps.json")["rows"]
+    assert len(trained) == 2
+    rows = read_json(tmp_path / "maps" / "seed_001" / "frozen_run_maps.json")["rows"]
     assert len(rows) == 2 * 3
     assert {row["method"] for row in rows} == {"additive"}
-    gem = read_json(tmp_path / "maps" / "seed_001" / "untrained_GeM_maps.json")["rows"]
+    gem = read_json(tmp_path / "maps" / "seed_001" / "frozen_GeM_run_maps.json")["rows"]
     assert {row["method"] for row in gem} == {"occlusion"}
     # The recordings, the faults and the plain difference are the same for both systems.
     plain = "spectrogram difference"
@@ -57,8 +55,8 @@ def test_maps_are_measured_once_and_a_clip_is_drawn(
     assert 0 <= min(figures) < max(figures) <= 1
     assert not [path for path in (tmp_path / "maps").glob("seed_*/*") if path.is_dir()]
     with pytest.raises(ValueError, match="has 3 clips per machine and domain, asked for are 4"):
-        run(monkeypatch, *arguments[:4], "--clips", 4, "--systems", "untrained")
-    run(monkeypatch, *arguments[:6], "--systems", "untrained", "--figure", tmp_path / "map.png")
+        run(monkeypatch, *arguments, *systems, "--clips", 4)
+    run(monkeypatch, *arguments, *systems[:2], "--clips", 3, "--figure", tmp_path / "map.png")
     assert image.imread(tmp_path / "map.png").std() > 0.05
 
 

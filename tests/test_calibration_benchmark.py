@@ -1,6 +1,5 @@
 """benchmarks.calibration counts alarms right and shows them with their spread over factories."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -8,13 +7,13 @@ import pytest
 import torch
 
 from benchmarks import calibration
-from benchmarks.calibration import ORIGINS, SYSTEMS, format_results, measure
+from benchmarks.calibration import ORIGINS, format_results, measure
+from benchmarks.small_systems import SYSTEMS
 from modeling import Calibration
 from nearfar.files import read_json
 from nearfar.score_table import ScoreTable
-from tests.benchmark_steps import run_steps_here
 from tests.scripts import run_script
-from tests.tiny import TINY_ENCODER
+from tests.small_systems import small_systems_at_toy_size, tiny_encoder
 
 FAN = "2026/fan/00"
 
@@ -92,36 +91,46 @@ def test_the_table_has_the_mean_over_machines_and_its_interval_over_factories() 
 
 
 @pytest.fixture
-def steps(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
-    """The commands that the benchmark runs, here in this process and with a tiny encoder."""
-    small = ["--machines", 1, "--source_train", 16, "--target_train", 4, "--test_per_group", 3]
-    monkeypatch.setattr(calibration, "FACTORY", [*small, "--seconds", 1.0])
-    encoder = ["--encoder_config", json.dumps(TINY_ENCODER)]
-    return run_steps_here(calibration, monkeypatch, {"train.py": encoder})
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """The command lines of train.py that the benchmark runs, here for two steps at small size."""
+    sizes = {"num_machines": 1, "source_train": 16, "target_train": 4, "test_per_group": 3}
+    return small_systems_at_toy_size(monkeypatch, calibration, sizes)
 
 
 @pytest.mark.slow
 def test_every_way_is_measured_and_what_is_done_is_not_done_again(
-    steps: list[list[str]],
+    trained: list[list[str]],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    words = ["--output_dir", tmp_path, "--seeds", 3, "--max_steps", 2]
+    words = ["--output_dir", tmp_path, "--encoder_checkpoint", tiny_encoder(tmp_path / "encoder")]
+    words += ["--seeds", 3]
     run_script(calibration, words, monkeypatch)
     table = capsys.readouterr().out
     assert "fine-tuned, left out" in table
     assert "fine-tuned, cross fitted" in table
-    assert len(steps) == 1 + 2 * 2 * 2
-    rows = read_json(tmp_path / "seed_003" / "false_alarms.json")
+    assert len(trained) == 2 * 2
+    result = read_json(tmp_path / "seed_003" / "false_alarms.json")
+    rows = result["rows"]
     assert {(row["system"], row["origin"]) for row in rows} == {
         (system, origin) for system in SYSTEMS for origin in ORIGINS
     }
     assert {row["num_normal"] for row in rows if row["domain"] == "all"} == {6}
-    assert len(list((tmp_path / "seed_003").glob("*.png"))) == 6
+    assert len(list(tmp_path.glob("*.png"))) == 6
+    p_values = result["p_values"]["frozen, held out"]
+    assert {domain: len(values) for domain, values in p_values.items()} == {
+        "source": 3,
+        "target": 3,
+    }
+    at_ten = {(r["system"], r["origin"], r["domain"]): r["alarms"]["p <= 10 %"] for r in rows}
+    for title, of in result["p_values"].items():
+        for domain, values in of.items():
+            share = np.mean(np.array(values) <= 0.1)
+            assert share == pytest.approx(at_ten[(*title.split(", "), domain)])
     assert not (tmp_path / "seed_003" / "data").exists()
     run_script(calibration, words, monkeypatch)
-    assert len(steps) == 9
+    assert len(trained) == 4
     again = capsys.readouterr().out
     assert again
     assert table.endswith(again)

@@ -1,5 +1,6 @@
 """The benchmark of detectors at toy size: embeds once, runs what is new, tells both figures."""
 
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -7,42 +8,36 @@ import numpy as np
 import pytest
 
 from benchmarks import detectors, lora
-from benchmarks.detectors import CASES, PLAIN, SYSTEMS, Case
-from modeling import BeatsConfig, BeatsModel
+from benchmarks.detectors import CASES, PLAIN, Case
+from benchmarks.small_systems import SYSTEMS
 from nearfar.arguments import parse_arguments
 from nearfar.files import read_json
-from tests.benchmark_steps import run_steps_here
 from tests.scripts import run_script
-from tests.tiny import TINY_ENCODER
+from tests.small_systems import small_systems_at_toy_size, tiny_encoder
 
-SMALL = ["--machines", "2", "--source_train", "12", "--target_train", "6"]
-SMALL += ["--test_per_group", "2", "--seconds", "1"]
+SIZES = {"num_machines": 2, "source_train": 12, "target_train": 6, "test_per_group": 2}
 CHOSEN = [PLAIN, "bands apart, VarMin", "near and far"]
 
 
 @pytest.fixture
-def steps(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
-    """The commands that the benchmark runs, here in this process and with a tiny encoder."""
-    monkeypatch.setattr(detectors, "CHALLENGE", SMALL)
-    monkeypatch.setattr(detectors, "FUSION_STEP", 0.5)
-    last = ["--max_steps", "2", "--held_out_share", "0.3"]
-    return run_steps_here(detectors, monkeypatch, {"train.py": last})
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """The command lines of train.py that the benchmark runs, here for two steps at small size."""
+    return small_systems_at_toy_size(monkeypatch, detectors, SIZES)
 
 
 @pytest.mark.slow
 def test_clips_are_embedded_once_and_only_what_is_new_is_measured(
-    steps: list[list[str]],
+    trained: list[list[str]],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    options = {name: value for name, value in TINY_ENCODER.items() if name != "model_type"}
-    BeatsModel(BeatsConfig(**options)).save_pretrained(tmp_path / "encoder")
-    words = ["--output_dir", tmp_path, "--encoder", tmp_path / "encoder", "--seeds", 80]
-    words.append("--detectors")
+    monkeypatch.setattr(detectors, "FUSION_STEP", 0.5)
+    words = ["--output_dir", tmp_path, "--encoder_checkpoint", tiny_encoder(tmp_path / "encoder")]
+    words += ["--seeds", 80, "--detectors"]
     run_script(detectors, [*words, *CHOSEN], monkeypatch)
     table = capsys.readouterr().out
-    assert len(steps) == 1 + 2  # simulate, then make two systems
+    assert len(trained) == 2
     assert not list(tmp_path.rglob("*_run"))
     assert not list(tmp_path.rglob("*.wav"))
     folder = tmp_path / "seed_080"
@@ -113,19 +108,24 @@ def test_a_case_scores_its_channels_and_bands_and_nothing_else() -> None:
     )
 
 
-def test_without_an_encoder_one_is_pre_trained_as_by_the_benchmark_of_lora(
+def test_without_an_encoder_one_is_pre_trained_as_by_the_benchmark_of_objectives(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = []
-    monkeypatch.setattr(lora, "pretrain", lambda names, folder, **_: made.append((names, folder)))
-    used = []
+    made, used = [], []
+
+    def pretrain(names: list[str], folder: Path, **options: Any) -> None:
+        inspect.signature(pretrain_for_real).bind(names, folder, **options)  # it takes these
+        made.append((names, folder))
+
+    pretrain_for_real = lora.pretrain
+    monkeypatch.setattr(lora, "pretrain", pretrain)
     monkeypatch.setattr(detectors, "embed_seed", lambda *others, **_: used.append(others[3]))
     monkeypatch.setattr(detectors, "measure_seed", lambda *_: {})
     for name in ("format_detectors", "format_fusions"):
         monkeypatch.setattr(detectors, name, lambda *_: "")
     run_script(detectors, ["--output_dir", tmp_path, "--seeds", 80], monkeypatch)
-    assert made == [(["beats"], tmp_path)]
-    assert used == [tmp_path / "beats" / "encoder"]
+    assert made == [(["beats"], tmp_path / "pretraining")]
+    assert used == [tmp_path / "pretraining" / "beats" / "encoder"]
 
 
 def test_every_case_has_options_that_its_detector_takes() -> None:
@@ -133,7 +133,7 @@ def test_every_case_has_options_that_its_detector_takes() -> None:
         config = detectors.AsdConfig(detector=case.detector, detector_options=case.options)
         assert detectors.ReferenceBank(config)._new_detector() is not None, name
         assert set(case.channels) <= set(detectors.CHANNELS)
-        assert case.bands in SYSTEMS["frozen"].bands
+        assert case.bands in detectors.BANDS["frozen"]
     for members in detectors.FUSIONS.values():
         assert all(case in detectors.cases_of(system, list(CASES)) for system, case in members)
 

@@ -139,6 +139,8 @@ def meta_faults(meta: Mapping[str, Any], *, label: str) -> list[str]:
         elif not any(_mapping(author).get("corresponding") for author in authors):
             faults.append("submission.authors has no one with `corresponding: true`.")
     results = _mapping(_mapping(meta.get("results")).get("development_dataset"))
+    if not results and "results" in meta:
+        faults.append("results.development_dataset names no machine; give each one's metrics.")
     for machine_type, values in results.items():
         faults += _result_faults(f"results.development_dataset.{machine_type}", values)
     return faults

@@ -59,7 +59,7 @@ def write_package(
         )
     if LABEL.fullmatch(f"{team}_{TASK}_1") is None:
         raise ValueError(f"team={team!r} is not of the form <Surname>_<INST>, as 'Kret_Cooper'.")
-    if report is not None and report.read_bytes()[:5] != b"%PDF-":
+    if report is not None and not _is_pdf(report):
         raise ValueError(f"{report} is not a PDF file.")
     archive = f"{team}_{TASK}.zip"
     with whole_folder(output_dir, last=archive) as partial:
@@ -104,9 +104,15 @@ def package_faults(path: Path, *, expected: Clips | None = None) -> list[str]:
             try:
                 with zipfile.ZipFile(path) as archive:
                     archive.extractall(folder)
-            except zipfile.BadZipFile:
-                return [f"{path.name} is not a zip file."]
-            return package_faults(Path(folder), expected=expected)
+            except zipfile.BadZipFile as error:
+                return [f"{path.name} is not a zip file, or is damaged ({error})."]
+            except (RuntimeError, NotImplementedError) as error:  # encrypted, or packed otherwise
+                return [f"{path.name} cannot be unpacked ({error}). Zip it without a password."]
+            strays = sorted(entry.name for entry in Path(folder).iterdir() if entry.name != TASK)
+            faults = [f"{name} does not belong into a submission's zip." for name in strays]
+            if not (Path(folder) / TASK).is_dir():
+                return [f"{path.name} does not hold {TASK}/, where all of a submission lies."]
+            return faults + package_faults(Path(folder), expected=expected)
     if not path.is_dir():
         raise FileNotFoundError(f"There is no {path}. Give a folder that holds {TASK}/, or a zip.")
     root = path / TASK if (path / TASK).is_dir() else path
@@ -125,6 +131,8 @@ def package_faults(path: Path, *, expected: Clips | None = None) -> list[str]:
     for entry in sorted(root.iterdir()):
         if entry.is_file() and entry.name not in wanted and entry.suffix != ".zip":
             faults.append(f"{root.name}/{entry.name} does not belong into a submission.")
+        elif entry.name in wanted and not _is_pdf(entry):
+            faults.append(f"{root.name}/{entry.name} is not a PDF file.")
     first: dict[tuple[str, int], set[str]] | None = None
     for system in systems:
         clips = {key: clip_names(system, *key) for key in score_files(system)}
@@ -144,9 +152,20 @@ def package_faults(path: Path, *, expected: Clips | None = None) -> list[str]:
 def package_notes(path: Path) -> list[str]:
     """Return what is allowed but probably forgotten."""
     root = path / TASK if (path / TASK).is_dir() else path
-    if path.is_dir() and not list(root.glob("*.pdf")):
-        return [f"There is no technical report (<team>_{TASK}_1.technical_report.pdf) yet."]
-    return []
+    if not path.is_dir():
+        return []
+    notes = []
+    if not list(root.glob("*.pdf")):
+        notes.append(f"There is no technical report (<team>_{TASK}_1.technical_report.pdf) yet.")
+    for system in sorted(entry for entry in root.iterdir() if entry.is_dir()):
+        counts = {key: len(clip_names(system, *key)) for key in score_files(system)}
+        if len(set(counts.values())) > 1:
+            listed = ", ".join(f"{machine} {count}" for (machine, _), count in counts.items())
+            notes.append(
+                f"{system.name}: the machines have different numbers of clips ({listed}). Give "
+                "--clips to check them against the evaluation set."
+            )
+    return notes
 
 
 def evaluation_clips(folder: Path) -> dict[tuple[str, int], list[str]]:
@@ -195,6 +214,8 @@ def _system_faults(system: Path, due: Clips) -> list[str]:
     there = score_files(system)
     faults = [] if there else ["there is no anomaly_score_<machine>_section_00_test.csv."]
     faults += list_faults(system, due)
+    for machine_type, section in sorted(key for key, names in due.items() if not names):
+        faults.append(f"the files of {machine_type} section {section:02d} name no clip.")
     for machine_type, section in sorted(there.keys() - due.keys()):
         faults.append(f"{machine_type} section {section:02d} is no machine of this submission.")
     meta_name = f"{system.name}.meta.yaml"
@@ -212,19 +233,24 @@ def _system_faults(system: Path, due: Clips) -> list[str]:
 
 
 def _gap_faults(machine_type: str, section: int, names: set[str]) -> list[str]:
-    """Return a fault where clips between the first and the last number are missing."""
+    """Return a fault where clips up to the last number are missing."""
     pattern = {name.rpartition("_")[0] for name in names}
     numbers = [name.rpartition("_")[2].removesuffix(".wav") for name in names]
     if len(pattern) != 1 or not all(number.isdecimal() for number in numbers):
         return []  # revealed names, which are not numbered alone
     given, width = {int(number) for number in numbers}, max(map(len, numbers))
-    missing = sorted(set(range(min(given), max(given))) - given)
+    missing = sorted(set(range(max(given))) - given)  # they count from 0
     if not missing:
         return []
     name = f"{pattern.pop()}_{missing[0]:0{width}d}.wav"
     return [
         f"{machine_type} section {section:02d} lacks {len(missing)} of its numbers, such as {name}."
     ]
+
+
+def _is_pdf(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(5) == b"%PDF-"
 
 
 def _report_name(team: str) -> str:

@@ -20,6 +20,7 @@ from nearfar.files import whole_file
 _SCORES, _DECISIONS = "anomaly_score", "decision_result"
 _MACHINE_TYPE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _FILE_NAME = re.compile(r'[^/\\,"\x00-\x1f\x7f]+')
+_NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 _FILE = re.compile(
     rf"(?P<kind>{_SCORES}|{_DECISIONS})_(?P<machine_type>[A-Za-z0-9][A-Za-z0-9_-]*)"
     r"_section_(?P<section>[0-9]{2})_test\.csv"
@@ -121,7 +122,7 @@ def score_files(folder: Path) -> dict[tuple[str, int], set[str]]:
     """Return (machine type, section) -> the kinds of file there are, by the files' names."""
     found: dict[tuple[str, int], set[str]] = {}
     for path in sorted(Path(folder).glob("*.csv")):
-        if match := _FILE.fullmatch(path.name):
+        if path.is_file() and (match := _FILE.fullmatch(path.name)):
             key = (match["machine_type"], int(match["section"]))
             found.setdefault(key, set()).add(match["kind"])
     return found
@@ -214,10 +215,9 @@ def _parse(path: Path, kind: str) -> tuple[list[tuple[str, float]], list[str]]:
 
 
 def _finite(text: str) -> float | None:
-    try:
-        value = float(text)
-    except ValueError:
+    if not _NUMBER.fullmatch(text):  # float() takes more than other readers: 1_000, and spaces
         return None
+    value = float(text)
     return value if math.isfinite(value) else None
 
 

@@ -22,7 +22,7 @@ from nearfar.submission import (
 )
 from nearfar.submission.__main__ import main
 from nearfar.submission.meta import development_results, meta_template, read_meta, write_meta
-from nearfar.submission.package import System, evaluation_clips
+from nearfar.submission.package import System, evaluation_clips, package_notes
 
 TEAM = "Doe_NFR"
 CLIPS = [f"section_00_{i:04d}.wav" for i in range(8)]
@@ -194,9 +194,9 @@ def lose_a_machine(package: Path) -> None:
         path.unlink()
 
 
-def lose_a_clip_in_all(package: Path) -> None:
+def lose_a_clip_in_all(package: Path, clip: str = "_0003.wav") -> None:
     for path in package.rglob("*Sander*.csv"):
-        lines = [line for line in path.read_text().splitlines() if "_0003.wav" not in line]
+        lines = [line for line in path.read_text().splitlines() if clip not in line]
         path.write_text("\n".join(lines) + "\n")
 
 
@@ -214,6 +214,22 @@ FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
     "clip missing everywhere": (
         lose_a_clip_in_all,
         "Sander section 00 lacks 1 of its numbers, such as section_00_0003.wav",
+    ),
+    "first clip missing everywhere": (
+        lambda p: lose_a_clip_in_all(p, "_0000.wav"),
+        "Sander section 00 lacks 1 of its numbers, such as section_00_0000.wav",
+    ),
+    "empty files": (
+        lambda p: [path.write_text("") for path in system(p).glob("*Sander*.csv")],
+        "the files of Sander section 00 name no clip",
+    ),
+    "folder for a file": (
+        lambda p: [(system(p) / SCORES).unlink(), (system(p) / SCORES).mkdir()],
+        f"{SCORES} is missing",
+    ),
+    "number as Python writes it": (
+        edit(SCORES, "wav,0.0", "wav,1_0.0"),
+        "is not a clip's base name and a finite number",
     ),
     "nan": (edit(SCORES, "wav,0.0", "wav,nan"), "is not a clip's base name and a finite number"),
     "decision": (edit(DECISIONS, "wav,1", "wav,1.0"), "is not a clip's base name and 0 or 1"),
@@ -242,6 +258,14 @@ FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
     "stray file above": (
         lambda p: (p / "task2" / "notes.txt").write_text("x"),
         "task2/notes.txt does not belong into a submission",
+    ),
+    "report": (
+        lambda p: (p / "task2" / f"{TEAM}_task2_1.technical_report.pdf").write_text("soon"),
+        f"task2/{TEAM}_task2_1.technical_report.pdf is not a PDF file",
+    ),
+    "no results": (
+        edit_meta("results", "development_dataset", value={}),
+        "results.development_dataset names no machine",
     ),
     "no meta": (
         lambda p: next(system(p).glob("*.yaml")).unlink(),
@@ -321,6 +345,33 @@ def test_each_fault_is_named(package: Path, fault: str) -> None:
     assert [text for text in faults if expected in text], faults
     with pytest.raises(ValueError, match=re.escape(faults[0])):
         check_package(package)
+
+
+def test_a_zip_that_cannot_be_unpacked_or_holds_more_than_the_submission_is_named(
+    package: Path, tmp_path: Path
+) -> None:
+    archive = package / f"{TEAM}_task2.zip"
+    with zipfile.ZipFile(archive, "a") as added:
+        added.writestr("__MACOSX/junk", "x")
+    assert package_faults(archive) == ["__MACOSX does not belong into a submission's zip."]
+    content = bytearray(archive.read_bytes())
+    content[6] |= 1  # the first file is encrypted, says its header, and so says the directory
+    content[content.index(b"PK\x01\x02") + 8] |= 1
+    archive.write_bytes(content)
+    assert "password" in package_faults(archive)[0]
+    other = tmp_path / "other.zip"
+    with zipfile.ZipFile(other, "w") as made:
+        made.writestr("readme.txt", "x")
+    assert package_faults(other) == [
+        "other.zip does not hold task2/, where all of a submission lies."
+    ]
+
+
+def test_a_machine_with_fewer_clips_at_the_end_is_worth_a_note(package: Path) -> None:
+    assert not [note for note in package_notes(package) if "numbers of clips" in note]
+    lose_a_clip_in_all(package, "_0007.wav")
+    assert package_faults(package) == []
+    assert "(Sander 7, ToyDrone 8)" in package_notes(package)[1]
 
 
 def test_all_faults_are_named_at_once_with_their_system(package: Path) -> None:
