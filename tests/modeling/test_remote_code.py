@@ -369,6 +369,7 @@ def test_a_folder_carries_the_code_it_needs_and_no_more(saved) -> None:
         "encoder_layer.py",
         "enrolment.py",
         "feature_extraction_asd.py",
+        "fingerprint.py",
         "front_end_base.py",
         "front_ends.py",
         "head_base.py",
