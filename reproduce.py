@@ -16,7 +16,7 @@ from typing import Any, Literal
 import score
 import train
 from nearfar.arguments import check_names, parse_arguments, script
-from nearfar.autoencoder_training import STATE_PREFIX
+from nearfar.autoencoder_states import STATE_PREFIX
 from nearfar.checkpoints import latest_checkpoint
 from nearfar.evaluation import METRICS_FILE, read_metrics
 from nearfar.files import read_json, read_yaml, write_json

@@ -14,7 +14,8 @@ from modeling import (
     AutoencoderModel,
     ReconstructionNetwork,
 )
-from nearfar.autoencoder_training import saved_states, train_autoencoders
+from nearfar.autoencoder_states import saved_states
+from nearfar.autoencoder_training import train_autoencoders
 from nearfar.training_arguments import TrainArguments
 
 

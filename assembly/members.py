@@ -16,7 +16,7 @@ from assembly.smoke import at_tiny_size
 from assembly.training_clips import training_clips
 from modeling.calibration import check_rule
 from nearfar.arguments import checked_values, read_recipe
-from nearfar.autoencoder_training import STATE_PREFIX
+from nearfar.autoencoder_states import STATE_PREFIX
 from nearfar.checkpoints import latest_checkpoint
 from nearfar.evaluation import METRICS_FILE
 from nearfar.files import read_json

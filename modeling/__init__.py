@@ -36,6 +36,7 @@ from .detectors import (
     NotFittedError,
 )
 from .feature_extraction_asd import CHANNELS, AsdFeatureExtractor
+from .fingerprint import encoder_fingerprint
 from .front_ends import (
     FRONT_ENDS,
     CoherenceGain,
@@ -84,7 +85,7 @@ from .pooling import (
     MeanPooling,
     RdpPooling,
 )
-from .reference_bank import ReferenceBank, UnknownMachineError, encoder_fingerprint
+from .reference_bank import ReferenceBank, UnknownMachineError
 
 for _config, _model, _classifier in (
     (BeatsConfig, BeatsModel, BeatsForAudioClassification),

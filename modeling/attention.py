@@ -1,4 +1,4 @@
-"""Attention written out, for what transformers' fused implementations cannot return."""
+"""What the encoders' attentions share: a mask, and the plain operations, which return weights."""
 
 from typing import Unpack
 
@@ -29,4 +29,17 @@ def eager_attention_forward(
     return context.transpose(1, 2).contiguous(), weights
 
 
-__all__ = ["eager_attention_forward"]
+def additive_mask(token_mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return what an attention adds to its logits, (batch, 1, 1, tokens): 0, or the lowest number.
+
+    Args:
+        token_mask: (batch, tokens) bool, False where nothing may be looked at.
+        dtype: Of the logits.
+    """
+    # Not -inf: a row without a single token would come out as NaN.
+    hidden = ~token_mask[:, None, None]
+    mask = torch.zeros_like(hidden, dtype=dtype)
+    return mask.masked_fill(hidden, torch.finfo(dtype).min)
+
+
+__all__ = ["additive_mask", "eager_attention_forward"]

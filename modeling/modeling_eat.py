@@ -15,7 +15,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils.generic import TransformersKwargs, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .attention import eager_attention_forward
+from .attention import additive_mask, eager_attention_forward
 from .configuration_asd import EatConfig
 from .encoder_classifier import EncoderForAudioClassification
 from .encoder_inputs import (
@@ -90,12 +90,7 @@ class EatAttention(nn.Module):
         # (B, N, 3 * hidden) -> three of (B, heads, N, head_size)
         heads = self.qkv(hidden_states).unflatten(-1, (3, -1, self.head_size))
         query, key, value = heads.transpose(1, 3).unbind(dim=2)
-        mask = None
-        if token_mask is not None:
-            # Not -inf: a row without a single token would come out as NaN.
-            hidden = ~token_mask[:, None, None]  # (B, 1, 1, N)
-            lowest = torch.finfo(query.dtype).min
-            mask = torch.zeros_like(hidden, dtype=query.dtype).masked_fill(hidden, lowest)
+        mask = None if token_mask is None else additive_mask(token_mask, query.dtype)
         attend: Callable[..., tuple[Tensor, Tensor | None]] = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )

@@ -1,7 +1,5 @@
 """Training of the baselines' autoencoders, machine by machine; interruptible, resumed exactly."""
 
-import hashlib
-import json
 import logging
 import math
 import time
@@ -9,37 +7,30 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm.auto import tqdm
 
-from nearfar.checkpoints import nothing_saved
+from nearfar.autoencoder_states import (
+    STATE_PREFIX,
+    UnfinishedState,
+    finished_path,
+    read_state,
+    training_digest,
+    unfinished_path,
+    write_state,
+)
 from nearfar.embeddings import model_inputs
-from nearfar.files import whole_file
 from nearfar.training import TrainingInterruptedError, termination_flag
 from nearfar.training_options import TrainingOptions
 
 logger = logging.getLogger(__name__)
 
-STATE_PREFIX = "autoencoder_"
 SAVE_SECONDS = 60  # between two saved states of an unfinished network
-
-
-# Options on which an autoencoder's weights depend.
-USED_OPTIONS = (
-    "num_train_epochs",
-    "train_batch_size",
-    "learning_rate",
-    "validation_share",
-    "seed",
-)
 
 
 @dataclass(frozen=True)
@@ -93,7 +84,7 @@ def train_autoencoders(
         clips: Decoded training clips.
         rows: Their rows, undecoded: machine, file_name, domain.
         feature_extractor: The model's.
-        options: Of the training; those of `USED_OPTIONS` are read.
+        options: Of the training; those of `autoencoder_states.USED_OPTIONS` are read.
         accelerator: Gives the device, the processes and the log.
         extraction_batch_size: Clips whose spectrograms are computed at once.
         state_dir: Where the networks of each finished machine, and the state of an unfinished one,
@@ -211,21 +202,6 @@ def hear(
         )
         for channel, spectrograms in frames.items()
     }
-
-
-@dataclass(frozen=True)
-class UnfinishedState:
-    """Where the training of one network is saved between epochs, and resumed.
-
-    Attributes:
-        read: File to go on from, if it is there; None to start anew.
-        write: File to save to.
-        digest: Of all that the network depends on.
-    """
-
-    read: Path | None
-    write: Path
-    digest: str
 
 
 @dataclass
@@ -422,69 +398,3 @@ def residual_covariances(
     return {
         domain: sums[i] / (counts[i] - 1) for i, domain in enumerate(data.domains) if counts[i] > 1
     }
-
-
-def training_digest(
-    rows: Sequence[Mapping[str, Any]],
-    config: Any,  # noqa: ANN401 - an AutoencoderConfig
-    options: TrainingOptions,
-) -> str:
-    """Return a digest of all that a machine's weights depend on, but for the clips' samples."""
-    described = {
-        "clips": [(row["file_name"], row["domain"]) for row in rows],
-        "config": {
-            name: value
-            for name, value in config.to_dict().items()
-            if name in type(config).__annotations__ and name not in ("machines", "scoring")
-        },
-        "options": {name: getattr(options, name) for name in USED_OPTIONS},
-    }
-    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
-
-
-def write_state(path: Path, digest: str, state: Mapping[str, Tensor]) -> None:
-    """Write tensors, whole or not at all, with a digest of all that they depend on."""
-    tensors = {name: tensor.cpu().contiguous() for name, tensor in state.items()}
-    with whole_file(path) as partial:
-        save_file(tensors, partial, metadata={"digest": digest})
-
-
-def read_state(path: Path, digest: str) -> dict[str, Tensor] | None:
-    """Return what `write_state` wrote; None if there is no such file.
-
-    Raises:
-        ValueError: It was trained on other clips or with other options.
-    """
-    if not path.is_file():
-        return None
-    with safe_open(path, framework="pt") as file:
-        if file.metadata()["digest"] != digest:
-            raise ValueError(
-                f"{path} was trained on other clips, or with other sizes or options. Give the same "
-                "ones, or train anew without --resume_from_checkpoint."
-            )
-        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-
-
-def finished_path(folder: Path, machine: str) -> Path:
-    """Return the file of a finished machine's networks; two machines never share one."""
-    return folder / f"{STATE_PREFIX}{quote(machine, safe='')}.safetensors"
-
-
-def unfinished_path(folder: Path, machine: str, channel: str) -> Path:
-    """Return the file of an unfinished network."""
-    return finished_path(folder, machine).with_suffix(f".{channel}.unfinished")
-
-
-def saved_states(state_dir: Path, asked: str | None) -> Path | None:
-    """Return the folder to resume from: None for none, `state_dir` for "latest", or the one asked.
-
-    Raises:
-        FileNotFoundError: It holds no state.
-    """
-    if asked is None:
-        return None
-    folder = state_dir if asked == "latest" else Path(asked)
-    if not any(folder.glob(f"{STATE_PREFIX}*")):
-        raise nothing_saved(asked, folder)
-    return folder

@@ -18,7 +18,7 @@ import score
 import train
 from data_scripts.near_far import decoded, load_near_far
 from modeling import AutoencoderConfig, AutoencoderModel, ReferenceBank
-from nearfar import autoencoder_training
+from nearfar import autoencoder_states, autoencoder_training
 from nearfar.arguments import parse_arguments
 from nearfar.evaluation import ScoreTable
 from nearfar.hub import read_run
@@ -253,7 +253,7 @@ def test_a_recipe_states_what_the_organisers_do(tmp_path: Path, name: str) -> No
     stated = AutoencoderConfig(**args.autoencoder_config)
     official = AutoencoderConfig(scoring="mse" if name == "baseline_mse" else "mahalanobis")
     assert stated.to_dict() == official.to_dict()
-    assert [getattr(args, option) for option in autoencoder_training.USED_OPTIONS] == [
+    assert [getattr(args, option) for option in autoencoder_states.USED_OPTIONS] == [
         *(100, 256, 1e-3, 0.1, 13711)
     ]
     assert (args.threshold, args.threshold_quantile) == ("gamma", 0.9)

@@ -1,7 +1,5 @@
 import json
 import logging
-import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ from modeling.convert_fisher import convert_fisher
 from modeling.convert_original import load_original, main, recognise, save_converted
 from modeling.modeling_fisher import FisherModel
 from modeling.original_checkpoint import read_checkpoint
+from tests.modeling.fresh_process import run_without_nearfar
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "fisher"
 IMAGE = "modality_encoders.IMAGE"
@@ -283,12 +282,8 @@ def test_the_command_writes_a_folder_that_runs_without_nearfar(
     save_file({"waveform": io["wav_44100"][None]}, tmp_path / "waveform.safetensors")
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    subprocess.run(
-        # -P keeps the working folder off the path.
-        [sys.executable, "-P", "-c", REMOTE_CODE, folder, tmp_path / "waveform.safetensors", "out"],
-        cwd=elsewhere,
-        env=os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(elsewhere), "PYTHONPATH": ""},
-        check=True,
+    run_without_nearfar(
+        REMOTE_CODE, folder, tmp_path / "waveform.safetensors", "out", folder=elsewhere
     )
     embedding = load_file(elsewhere / "out")["embedding"]
     torch.testing.assert_close(embedding, io["embedding_44100"], rtol=0, atol=1e-4)

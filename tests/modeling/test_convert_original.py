@@ -1,9 +1,7 @@
 import argparse
 import json
 import logging
-import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ from modeling.convert_original import (
 from modeling.modeling_beats import BeatsForAudioClassification, BeatsModel
 from modeling.original_checkpoint import read_checkpoint
 from tests.modeling.beats_checkpoints import beats_checkpoint, write_beats_checkpoint
+from tests.modeling.fresh_process import run_without_nearfar
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "beats"
 SHARED_BIAS = "encoder.layers.{}.self_attn.relative_attention_bias.weight"
@@ -384,12 +383,8 @@ def test_the_command_writes_a_folder_that_runs_without_nearfar(
     save_file({"waveform": waveform}, tmp_path / "waveform.safetensors")
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    subprocess.run(
-        # -P keeps the working folder off the path.
-        [sys.executable, "-P", "-c", REMOTE_CODE, folder, tmp_path / "waveform.safetensors", "out"],
-        cwd=elsewhere,
-        env=os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(elsewhere), "PYTHONPATH": ""},
-        check=True,
+    run_without_nearfar(
+        REMOTE_CODE, folder, tmp_path / "waveform.safetensors", "out", folder=elsewhere
     )
     assert torch.equal(load_file(elsewhere / "out")["hidden_states"], expected)
 

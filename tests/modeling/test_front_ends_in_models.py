@@ -1,9 +1,6 @@
 """Every front end travels in a checkpoint: saved, loaded again, and loaded where nearfar is not."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +9,7 @@ from huggingface_hub.errors import StrictDataclassClassValidationError
 from safetensors.torch import load_file, save_file
 
 from modeling import FRONT_ENDS, AsdConfig, AsdModel
+from tests.modeling.fresh_process import run_without_nearfar
 from tests.tiny import TINY_ENCODER
 
 OPTIONS = {
@@ -28,13 +26,6 @@ OPTIONS = {
 
 LOADER = """
 import json, sys
-
-class Hidden:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("modeling", "nearfar", "data_scripts"):
-            raise ModuleNotFoundError(f"{name} is hidden")
-
-sys.meta_path.insert(0, Hidden())
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel
@@ -102,17 +93,7 @@ def test_each_is_loaded_where_nearfar_is_not_installed(saved, tmp_path) -> None:
         "found": str(tmp_path / "found.safetensors"),
         "num_threads": torch.get_num_threads(),
     }
-    environment = {key: os.environ[key] for key in ("PATH", "LD_LIBRARY_PATH") if key in os.environ}
-    environment |= {"HOME": str(tmp_path), "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
-    process = subprocess.run(
-        [sys.executable, "-I", "-c", LOADER, json.dumps(job)],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert process.returncode == 0, process.stderr[-4_000:]
+    run_without_nearfar(LOADER, json.dumps(job), folder=tmp_path)
     found, embeddings = (
         load_file(path) for path in (job["found"], saved / "embeddings.safetensors")
     )

@@ -5,10 +5,7 @@ saved and saves it again in two ways, the second loads those.
 """
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -30,22 +27,15 @@ from modeling import (
     ReferenceBank,
     encoder_fingerprint,
 )
+from tests.modeling.fresh_process import run_without_nearfar
 from tests.tiny import TINY_EAT, TINY_FISHER, TINY_NOISE_AWARE
 
 RATE, FAN = 16_000, "2026/fan/00"
 OTHER_ENCODERS = {"eat": TINY_EAT, "fisher": TINY_FISHER, "noise_aware": TINY_NOISE_AWARE}
 
-# What a user runs who has transformers and soundfile, and never heard of nearfar.
-LOADER = '''
-import importlib.abc, json, sys
+LOADER = """
+import json, sys
 
-class Hidden(importlib.abc.MetaPathFinder):
-    """The repository may be installed here; at the user's it is not."""
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("modeling", "nearfar", "data_scripts"):
-            raise ModuleNotFoundError(f"{name} is hidden")
-
-sys.meta_path.insert(0, Hidden())
 job = json.loads(sys.argv[1])
 
 import torch
@@ -113,7 +103,7 @@ for folder, saved in job["folders"].items():
               saved + ".safetensors")
     with open(saved + ".json", "w") as file:
         json.dump(facts, file)
-'''
+"""
 
 
 def make_model() -> AsdForProxyClassification:
@@ -266,17 +256,7 @@ def load_elsewhere(
     }
     somewhere = root / "somewhere"
     somewhere.mkdir(exist_ok=True)
-    environment = {key: os.environ[key] for key in ("PATH", "LD_LIBRARY_PATH") if key in os.environ}
-    environment |= {"HOME": str(somewhere), "HF_HOME": str(somewhere / "hf"), "HF_HUB_OFFLINE": "1"}
-    process = subprocess.run(
-        [sys.executable, "-I", "-c", LOADER, json.dumps(job)],
-        cwd=somewhere,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert process.returncode == 0, process.stderr[-4_000:]
+    run_without_nearfar(LOADER, json.dumps(job), folder=somewhere)
     return {
         name: SimpleNamespace(
             tensors=load_file(root / f"found_{name}.safetensors"),
@@ -389,6 +369,7 @@ def test_a_folder_carries_the_code_it_needs_and_no_more(saved) -> None:
         "encoder_layer.py",
         "enrolment.py",
         "feature_extraction_asd.py",
+        "fingerprint.py",
         "front_end_base.py",
         "front_ends.py",
         "head_base.py",

@@ -9,17 +9,19 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from nearfar import autoencoder_training
-from nearfar.autoencoder_training import (
-    StackedFrames,
+from nearfar import autoencoder_states
+from nearfar.autoencoder_states import (
     UnfinishedState,
     finished_path,
-    hear,
     read_state,
-    residual_covariances,
-    train_network,
     unfinished_path,
     write_state,
+)
+from nearfar.autoencoder_training import (
+    StackedFrames,
+    hear,
+    residual_covariances,
+    train_network,
 )
 from nearfar.training import TrainingInterruptedError
 from nearfar.training_options import TrainingOptions
@@ -250,7 +252,7 @@ def test_states_of_machines_do_not_meet_and_are_whole_or_absent(tmp_path, monkey
         path.write_text("half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(autoencoder_training, "save_file", fail)
+    monkeypatch.setattr(autoencoder_states, "save_file", fail)
     with pytest.raises(OSError, match="No space left"):
         write_state(finished_path(tmp_path, "2026/valve/00"), "digest", {})
     assert len(list(tmp_path.iterdir())) == len(paths)
