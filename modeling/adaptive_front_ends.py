@@ -73,7 +73,8 @@ class SampleAdaptiveFrontEnd(AdaptiveFrontEnd):
     with x[m] by x[n+1]^T x[i+1] = x[n]^T x[i] + x[n+1] x[i+1] - x[n+1-num_taps] x[i+1-num_taps].
 
     Cost: one turn of a Python loop per 64 samples, for all equally long clips of a batch together;
-    with 512 taps about 1,000 operations per sample, half in FFTs and half in inner products.
+    with 512 taps about 1,000 operations per sample, half in FFTs and half in inner products, which
+    start from an FFT again every 8 blocks, so that rounding does not add up over the clip.
     """
 
     def gains(self, energy: Tensor) -> Tensor:
@@ -91,28 +92,30 @@ class SampleAdaptiveFrontEnd(AdaptiveFrontEnd):
         )
         n_fft = self.num_taps + block
         padded = F.pad(reference, (n_fft, missing))  # sample n of far is padded[n_fft + n]
-        weights = torch.zeros_like(padded[:, : self.num_taps])
-        spectrum = torch.fft.rfft(weights, n_fft)
+        is_tap = (torch.arange(n_fft, device=padded.device) < self.num_taps).to(padded.dtype)
+        weights = torch.zeros_like(padded[:, :n_fft])
+        spectrum = torch.fft.rfft(weights)
         errors = []
         for first in range(0, num_blocks, 8):  # so many blocks' inner products fit the cache
             here = slice(first, min(first + 8, num_blocks))
             far = padded[:, here.start * block : n_fft + here.stop * block]
-            frames = torch.fft.rfft(far[:, block:].unfold(1, n_fft, block))  # of taps, then block
-            gain = gain_blocks[:, here].transpose(0, 1)  # (blocks, clips, block), as all below
-            systems = inner_products(far, self.num_taps, block) * gain[:, :, None]
-            blocks = zip(
-                frames.unbind(1), systems, primary_blocks[:, here].unbind(1), gain, strict=True
-            )
-            for frame, system, near, g in blocks:
-                predicted = torch.fft.irfft(frame * spectrum, n_fft)[:, self.num_taps :]
+            # Of a block and then of the taps before it, so that zeros are added behind its errors.
+            frames = torch.fft.rfft(far[:, block:].unfold(1, n_fft, block).roll(block, -1))
+            conjugates = frames.conj().resolve_conj()
+            products = inner_products(far, self.num_taps, block)
+            by_block = (frames, conjugates, products, primary_blocks[:, here], gain_blocks[:, here])
+            blocks = zip(*(x.unbind(1) for x in by_block), strict=True)
+            for frame, conjugate, product, near, gain in blocks:
+                predicted = torch.fft.irfft(frame * spectrum, n_fft)[:, :block]
+                system, known = product * gain[:, None], (near - predicted)[..., None]
                 error = torch.linalg.solve_triangular(
-                    system, (near - predicted)[..., None], upper=False, unitriangular=True
+                    system, known, upper=False, unitriangular=True
                 )[..., 0]
                 errors.append(error)
-                moves = torch.fft.rfft(F.pad(g * error, (self.num_taps, 0)))
-                change = torch.fft.irfft(moves * frame.conj(), n_fft)
-                weights = weights + change[:, : self.num_taps]
-                spectrum = torch.fft.rfft(weights, n_fft)
+                moves = torch.fft.rfft(gain * error, n_fft)
+                change = torch.fft.irfft(moves * conjugate, n_fft)
+                weights = torch.addcmul(weights, change, is_tap)
+                spectrum = torch.fft.rfft(weights)
         return primary - torch.cat(errors, dim=1)[:, :num_samples]
 
 
@@ -382,24 +385,24 @@ def inner_products(far: Tensor, num_taps: int, block: int) -> Tensor:
         block: Samples per block.
 
     Returns:
-        (blocks, clips, block, block); entries above the diagonal are without meaning.
+        (clips, blocks, block, block); entries above the diagonal are without meaning.
     """
     n_fft = num_taps + block
-    num_blocks = (far.shape[-1] - n_fft) // block
-    before = far[:, 1:].unfold(1, n_fft, block)[:, :num_blocks]  # up to a block's first sample
-    taps = F.pad(before[..., block:], (block, 0))
+    before = far[:, 1 : 1 + n_fft]  # up to the first sample
+    taps = F.pad(before[:, block:], (block, 0))
     lags = torch.fft.irfft(torch.fft.rfft(taps) * torch.fft.rfft(before).conj(), n_fft)
-    start = lags[..., : block + 1].flip(-1)  # of the first sample with those `block`, ..., 0 before
-    new, old = (
-        x.unfold(1, block + 1, 1)[:, : num_blocks * block] for x in (far[:, num_taps:], far)
-    )
+    new, old = (x.unfold(1, block, 1) for x in (far[:, num_taps + 1 :], far[:, 1:-num_taps]))
     change = torch.addcmul(new * new[..., -1:], old, old[..., -1:], value=-1.0)
-    change = change.unflatten(1, (num_blocks, block))
-    change[:, :, 0] = start
-    products = change.cumsum(2).transpose(0, 1).flatten(2)
-    # Row j holds the lags block, ..., 0 of sample j. Read in rows of `block` numbers, from the end
-    # of the first row on, sample j's product with sample i < j stands in row j, column i.
-    square: Tensor = products[..., block:].unflatten(2, (block, block))
+    change[:, 0] = lags[:, :block].flip(-1)  # lags block - 1, ..., 0 of the first sample
+    # Sums along the samples, in each block and then over blocks. Two lags are one complex number,
+    # which torch adds as fast as a real one.
+    pairs = torch.view_as_complex(change.contiguous().unflatten(-1, (-1, 2)))
+    sums = pairs.unflatten(1, (-1, block)).cumsum(2)
+    earlier = F.pad(sums[:, :-1, -1].cumsum(1), (0, 0, 1, 0))
+    products = torch.view_as_real(sums + earlier[:, :, None])
+    # A sample's row holds the lags block - 1, ..., 0. Read in rows that begin at the end of the
+    # first and overlap by one, sample j's product with sample i < j stands in row j, column i.
+    square: Tensor = products.flatten(2)[..., block - 1 :].unfold(2, block, block - 1)
     return square
 
 
