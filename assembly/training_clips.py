@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from accelerate import Accelerator, PartialState
@@ -15,7 +15,7 @@ from nearfar.clip_streams import ClipStream
 from nearfar.splits import fold_numbers, held_out_rows
 from nearfar.training_arguments import TrainArguments
 
-Clips = Dataset | ClipStream  # decoded when they are read
+Clips: TypeAlias = Dataset | ClipStream  # decoded when they are read
 
 
 class TrainingClips(NamedTuple):
