@@ -16,6 +16,7 @@ from nearfar.false_alarms import untouched_false_alarms
 from nearfar.files import read_json, whole_folder, write_json
 from nearfar.fused_scores import Calibrated
 from nearfar.fusion import ScoreFusion
+from nearfar.fusion_config import FusionConfig
 from nearfar.hub import FORMAT_VERSION, RUN_FILE, read_run
 from nearfar.licenses import card_license, members_metadata, members_section
 
@@ -137,6 +138,7 @@ def _write_members(
         "members": [f"{MEMBERS_FOLDER}/{name}" for name in names],
     }
     write_json(folder / RUN_FILE, described)
+    FusionConfig(members=described["members"]).save_pretrained(folder)
     return names
 
 
