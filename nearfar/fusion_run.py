@@ -132,13 +132,10 @@ def _write_members(
         text = yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True)
         (folder / "recipe.yaml").write_text(text, encoding="utf-8")
     write_json(folder / METRICS_FILE, metrics)
-    described = {
-        "format_version": FORMAT_VERSION,
-        "kind": kind,
-        "members": [f"{MEMBERS_FOLDER}/{name}" for name in names],
-    }
+    paths = [f"{MEMBERS_FOLDER}/{name}" for name in names]
+    described = {"format_version": FORMAT_VERSION, "kind": kind, "members": paths}
     write_json(folder / RUN_FILE, described)
-    FusionConfig(members=described["members"]).save_pretrained(folder)
+    FusionConfig(members=paths).save_pretrained(folder)
     return names
 
 

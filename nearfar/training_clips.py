@@ -176,8 +176,7 @@ class DrawnClips(Dataset[dict[str, Any]]):
         return len(self.clips)
 
     def __getitem__(self, index: int | ReadItem) -> dict[str, Any]:
-        read = index if isinstance(index, ReadItem) else None
-        draw = index if read is None else read.number
+        read, draw = (index, index.number) if isinstance(index, ReadItem) else (None, index)
         options = self.options
         from_clips = options.noise_source == "far"
         probabilities = {
