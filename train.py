@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from accelerate import Accelerator, PartialState
-from datasets import Dataset
 
 from assembly.autoencoders import fit_autoencoders
 from assembly.cross_fits import cross_fit
@@ -25,7 +24,7 @@ from assembly.members import is_finished, member_arguments
 from assembly.models import build_model
 from assembly.run_folder import System, write_detector
 from assembly.smoke import prepare_smoke, score_smoke
-from assembly.training_clips import training_clips
+from assembly.training_clips import Clips, training_clips
 from modeling import AsdFeatureExtractor
 from modeling.calibration import check_rule
 from nearfar.accelerators import build_accelerator, seed_all
@@ -74,7 +73,7 @@ def train_system(args: TrainArguments) -> None:
 
 def fit_model(
     args: TrainArguments,
-    references: Dataset,
+    references: Clips,
     rows: Sequence[dict[str, Any]],
     accelerator: Accelerator,
 ) -> System:
@@ -104,7 +103,7 @@ def fit_model(
 
 def fit_baseline(
     args: TrainArguments,
-    references: Dataset,
+    references: Clips,
     rows: Sequence[dict[str, Any]],
     accelerator: Accelerator,
 ) -> System:

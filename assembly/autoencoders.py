@@ -5,9 +5,8 @@ from functools import partial
 from typing import Any
 
 from accelerate import Accelerator
-from datasets import Dataset
 
-from data_scripts.near_far import decoded
+from assembly.training_clips import Clips
 from modeling import (
     AsdFeatureExtractor,
     AutoencoderConfig,
@@ -21,7 +20,7 @@ from nearfar.training_arguments import TrainArguments
 
 def fit_autoencoders(
     args: TrainArguments,
-    references: Dataset,
+    references: Clips,
     rows: Sequence[dict[str, Any]],
     accelerator: Accelerator,
 ) -> tuple[AutoencoderModel, AsdFeatureExtractor]:
@@ -42,7 +41,7 @@ def fit_autoencoders(
     train_autoencoders(
         model,
         partial(ReconstructionNetwork, config),
-        decoded(references),
+        references,
         rows,
         feature_extractor,
         args,

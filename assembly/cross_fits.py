@@ -6,17 +6,16 @@ from typing import Any
 
 import numpy as np
 from accelerate import Accelerator
-from datasets import Dataset
 
 from assembly.run_folder import System
-from assembly.training_clips import TrainingClips
+from assembly.training_clips import Clips, TrainingClips
 from nearfar.accelerators import build_accelerator, close, seed_all
 from nearfar.cross_fitting import Fold, cross_fitted_tables
 from nearfar.embeddings import EmbeddingTable
 from nearfar.training_arguments import TrainArguments
 
 # (arguments, references, what is known of each, accelerator) -> what training makes of them.
-FitSystem = Callable[[TrainArguments, Dataset, Sequence[dict[str, Any]], Accelerator], System]
+FitSystem = Callable[[TrainArguments, Clips, Sequence[dict[str, Any]], Accelerator], System]
 
 
 def cross_fit(

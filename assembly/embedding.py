@@ -5,10 +5,9 @@ from dataclasses import dataclass
 from typing import Self
 
 from accelerate import Accelerator
-from datasets import Dataset
 from torch import nn
 
-from data_scripts.near_far import decoded
+from assembly.training_clips import Clips
 from modeling import AsdFeatureExtractor
 from nearfar.embeddings import EmbeddingTable, extract_embeddings
 from nearfar.training_arguments import TrainArguments
@@ -44,11 +43,11 @@ class Embedder:
         sizes = args.extraction_batch_size, args.dataloader_num_workers
         return cls(feature_extractor, accelerator, strengths, *sizes)
 
-    def __call__(self, model: nn.Module, clips: Dataset, description: str) -> EmbeddingTable:
+    def __call__(self, model: nn.Module, clips: Clips, description: str) -> EmbeddingTable:
         """Return the embeddings of clips; `description` is what the progress bar says."""
         return extract_embeddings(
             model,
-            decoded(clips),
+            clips,
             self.feature_extractor,
             batch_size=self.batch_size,
             accelerator=self.accelerator,

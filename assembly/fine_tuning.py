@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from datasets import Dataset
 from numpy.typing import NDArray
 
 from assembly.embedding import Embedder
 from assembly.models import with_lora
-from data_scripts.near_far import decoded
+from assembly.training_clips import Clips
 from modeling import AsdForProxyClassification
 from nearfar.checkpoints import asked_checkpoint
 from nearfar.proxy_labels import ProxyLabels, renewed_labels
@@ -29,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 def fine_tune(
     model: AsdForProxyClassification,
-    references: Dataset,
+    references: Clips,
     rows: Sequence[dict[str, Any]],
     labels: ProxyLabels,
     judging: NDArray[np.bool_],
@@ -48,7 +47,7 @@ def fine_tune(
         if args.target_share is not None and min(counts):  # what is drawn counts, not what is there
             counts = [sum(counts) * (1 - args.target_share), sum(counts) * args.target_share]
         model.domain_adversary.balance(counts)
-    clips = LabelledClips(decoded(references), labels.labels, rows, channels=args.train_channels)
+    clips = LabelledClips(references, labels.labels, rows, channels=args.train_channels)
     training_clips, validation = clips.take(~judging), clips.take(judging)
     logger.info(
         "%d training and %d validation clips in %d classes.",

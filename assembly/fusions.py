@@ -5,10 +5,9 @@ from typing import Any
 
 import numpy as np
 from accelerate import Accelerator
-from datasets import Dataset
 
 from assembly.scorers import ModelScorer, calibrate, load_scorer, load_test_clips
-from assembly.training_clips import training_clips
+from assembly.training_clips import Clips, training_clips
 from data_scripts.near_far import decoded
 from modeling import DETECTORS, ReferenceBank
 from modeling.calibration import check_rule
@@ -130,13 +129,13 @@ def fuse_features(
     models = [scorer for scorer in scorers if isinstance(scorer, ModelScorer)]
     clips = training_clips(first, accelerator)
 
-    def joined(part: Dataset, description: str) -> EmbeddingTable:
+    def joined(part: Clips, description: str) -> EmbeddingTable:
         options = {
             "batch_size": first.extraction_batch_size,
             "num_workers": first.dataloader_num_workers,
             "description": description,
         }
-        return joined_table([m.embed(decoded(part), accelerator, **options) for m in models])
+        return joined_table([m.embed(part, accelerator, **options) for m in models])
 
     references = joined(clips.references, "references")
     held_out = None if clips.held_out is None else joined(clips.held_out, "calibration")

@@ -3,9 +3,8 @@
 import logging
 
 from accelerate import Accelerator
-from datasets import Dataset
 
-from data_scripts.near_far import decoded
+from assembly.training_clips import Clips
 from modeling import FRONT_ENDS, AsdFeatureExtractor
 from nearfar.guard import GuardDecision, fit_guard
 from nearfar.training_arguments import TrainArguments
@@ -15,7 +14,7 @@ logger = logging.getLogger(__name__)
 
 def guard_machines(
     args: TrainArguments,
-    references: Dataset,
+    references: Clips,
     feature_extractor: AsdFeatureExtractor,
     accelerator: Accelerator,
 ) -> dict[str, GuardDecision]:
@@ -25,7 +24,7 @@ def guard_machines(
     options: dict[str, object] = dict(args.front_end_options or {})  # type: ignore[arg-type] # no str: read as JSON
     guard = fit_guard(
         FRONT_ENDS[args.front_end](**options),
-        decoded(references),
+        references,
         feature_extractor,
         batch_size=args.extraction_batch_size,
         accelerator=accelerator,

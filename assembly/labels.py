@@ -4,11 +4,11 @@ import logging
 from collections.abc import Sequence, Set
 from typing import Any
 
-from datasets import Dataset
 from torch import nn
 
 from assembly.embedding import Embedder
 from assembly.models import asd_config, untrained
+from assembly.training_clips import Clips
 from data_scripts.dcase import EDITIONS
 from modeling import AsdModel
 from nearfar.proxy_labels import ProxyLabels, pseudo_attributes
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 def make_labels(
     args: TrainArguments,
     encoder: nn.Module,
-    references: Dataset,
+    references: Clips,
     rows: Sequence[dict[str, Any]],
     embedder: Embedder,
 ) -> ProxyLabels:

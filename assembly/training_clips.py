@@ -2,16 +2,20 @@
 
 import hashlib
 import json
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from accelerate import Accelerator, PartialState
 from datasets import Dataset
 from numpy.typing import NDArray
 
-from data_scripts.near_far import known, load_near_far
+from data_scripts.near_far import decode_row, decoded, known, load_near_far
+from data_scripts.streamed import stream_published
+from nearfar.clip_streams import ClipStream
 from nearfar.splits import fold_numbers, held_out_rows
 from nearfar.training_arguments import TrainArguments
+
+Clips: TypeAlias = Dataset | ClipStream  # decoded when they are read
 
 
 class TrainingClips(NamedTuple):
@@ -24,14 +28,14 @@ class TrainingClips(NamedTuple):
         folds: (references,) which fold holds each out, of calibration "cross_fitted"; else None.
     """
 
-    references: Dataset
+    references: Clips
     rows: list[dict[str, Any]]
-    held_out: Dataset | None
+    held_out: Clips | None
     folds: NDArray[np.int64] | None
 
     def digest(self) -> str:
         """Return a digest of which clips there are, and which of them are kept back."""
-        kept = [] if self.held_out is None else known(self.held_out)
+        kept = [] if self.held_out is None else rows_of(self.held_out)
         names = [[(row["machine"], row["file_name"]) for row in rows] for rows in (self.rows, kept)]
         return hashlib.sha256(json.dumps(names).encode()).hexdigest()
 
@@ -39,7 +43,7 @@ class TrainingClips(NamedTuple):
 def training_clips(args: TrainArguments, accelerator: Accelerator | PartialState) -> TrainingClips:
     """Return the clips of a data folder, split as the arguments want it."""
     clips = load_clips(args, accelerator)
-    rows = known(clips)
+    rows = rows_of(clips)
     machines, domains = [row["machine"] for row in rows], [row["domain"] for row in rows]
     if args.calibration == "cross_fitted":
         folds = fold_numbers(machines, domains, num_folds=args.num_folds, seed=args.seed)
@@ -60,15 +64,24 @@ def training_clips(args: TrainArguments, accelerator: Accelerator | PartialState
     )
 
 
-def load_clips(args: TrainArguments, accelerator: Accelerator | PartialState) -> Dataset:
+def rows_of(clips: Clips) -> list[dict[str, Any]]:
+    """Return what is known of each clip, without sound."""
+    return clips.rows if isinstance(clips, ClipStream) else known(clips)
+
+
+def load_clips(args: TrainArguments, accelerator: Accelerator | PartialState) -> Clips:
     """Return the training clips; the main process prepares the cache, the others wait for it."""
     assert args.data_dir is not None  # check_arguments
+    options: dict[str, Any] = {
+        "year": args.year,
+        "machine_types": args.machine_types,
+        "subsets": args.train_subsets,
+    }
+    if args.streaming:
+        stream, rows = stream_published(args.data_dir, split="train", **options)
+        return ClipStream(stream, rows, decode_row)
     with accelerator.main_process_first():
-        return load_near_far(
-            args.data_dir,
-            year=args.year,
-            machine_types=args.machine_types,
-            subsets=args.train_subsets,
-            num_proc=args.num_proc,
-            resample=args.resample,
-        )["train"]
+        clips = load_near_far(
+            args.data_dir, num_proc=args.num_proc, resample=args.resample, **options
+        )
+    return decoded(clips["train"])

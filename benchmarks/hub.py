@@ -3,7 +3,8 @@
 Train a small quickstart on a simulated factory, or take a run; publish it; load it in all ways
 where only transformers, torch and soundfile are installed; score a wav to the score that score.py
 gives; enroll a new machine and push it; load all that again without a network. Then publish the
-recordings as a data set, stream them, and train by the data set's name as by the folder.
+recordings as a data set, stream them, train on the stream, and train by the data set's name as by
+the folder.
 
 python -m benchmarks.hub --output_dir runs/hub
 python -m benchmarks.hub --run runs/demo --data_dir DATA --output_dir runs/hub
@@ -263,22 +264,49 @@ def data_round_trip(steps: Steps, data: Path, wav: Path, *, year: int) -> list[s
         due = {path.name: checksums(path) for path in machine.glob(f"{split}/*.wav")}
         if clips != due:
             raise ValueError(f"{repo} gave other clips of {split}: {clips}, due {due}.")
+    counts = ", ".join(f"{len(clips)} {split}" for split, clips in streamed.items())
+    lines = [f"streamed {machine.name}: {counts} clips, their samples those of the wav files"]
+    options = [*BRIEFLY, "--year", year]
+    sources = {"the Hub": repo, "the published folder": folder / "parquet"}
+    before = copies(steps.home)
+    told = trained_alike(steps, "stream", sources, [*options, "--streaming"])
+    if new := copies(steps.home) - before:
+        raise ValueError(f"Training on a stream left copies of the recordings: {new}.")
+    lines.append(f"trained on a stream of {repo}, of which nothing stays on disk, and {told}")
+    told = trained_alike(steps, "train", {"the Hub": repo, "the folder": data}, options)
+    return [*lines, f"trained from {repo} and {told}"]
+
+
+def copies(home: Path) -> set[Path]:
+    """Return the files of recordings in the caches of a home."""
+    return {path for path in home.rglob("*") if path.suffix in (".parquet", ".arrow")}
+
+
+def trained_alike(
+    steps: Steps, title: str, sources: Mapping[str, Path | str], options: Sequence[object]
+) -> str:
+    """Train from two sources of the same clips; return what was the same, or raise ValueError.
+
+    Args:
+        steps: Run it.
+        title: Of the steps and of the run folders.
+        sources: How each is called, and where it is.
+        options: Of train.py.
+    """
     runs = []
-    for name, source in (("the Hub", repo), ("the folder", data)):
-        runs.append(folder / f"trained_from_{name.removeprefix('the ').lower()}")
-        command = ["train.py", *BRIEFLY, "--year", year, "--data_dir", source]
-        steps.script(f"train two updates from {name}", [*command, "--output_dir", runs[-1]])
+    for name, source in sources.items():
+        runs.append(steps.home.parent / f"{title}_{name.split()[-1].lower()}")
+        command = ["train.py", *options, "--data_dir", source, "--output_dir", runs[-1]]
+        steps.script(f"{title} from {name}: two updates", command)
     sizes = []
     for file in ("model.safetensors", "reference_bank.safetensors"):
         ours, due = (load_file(run / file) for run in runs)
         if ours.keys() != due.keys() or any((ours[key] != due[key]).any() for key in due):
             raise ValueError(f"{file} differs between {runs[0]} and {runs[1]}.")
         sizes.append(f"{len(due)} tensors of {file}")
-    counts = ", ".join(f"{len(clips)} {split}" for split, clips in streamed.items())
-    return [
-        f"streamed {machine.name}: {counts} clips, their samples those of the wav files",
-        f"trained from {repo} and from the folder: equal in {' and '.join(sizes)}",
-    ]
+    log = (runs[0] / "trainer_state" / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    losses = [entry["loss"] for entry in map(json.loads, log) if "loss" in entry]
+    return f"from {[*sources][-1]}: loss {losses[-1]:.4f}, equal in {' and '.join(sizes)}"
 
 
 def checksums(path: Path) -> list[str | None]:

@@ -288,7 +288,7 @@ def decoded(dataset: _AnyDataset) -> _AnyDataset:
     if isinstance(dataset, (datasets.Dataset, datasets.DatasetDict)):
         return dataset.with_transform(_decode_batch)  # type: ignore[no-any-return]  # untyped
     if isinstance(dataset, (datasets.IterableDataset, datasets.IterableDatasetDict)):
-        return dataset.map(_decode_row)  # type: ignore[no-any-return]  # untyped
+        return dataset.map(decode_row)  # type: ignore[no-any-return]  # untyped
     raise TypeError(
         f"decoded got a {type(dataset).__name__}, expected a dataset of the datasets library. "
         "Pass what load_near_far or load_dataset returns."
@@ -314,13 +314,13 @@ def _undecoded(dataset: Any) -> Any:  # noqa: ANN401 - what `decoded` is given
 
 def _decode_batch(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
     rows = [
-        _decode_row(dict(zip(batch, row, strict=True))) for row in zip(*batch.values(), strict=True)
+        decode_row(dict(zip(batch, row, strict=True))) for row in zip(*batch.values(), strict=True)
     ]
     return {column: [row[column] for row in rows] for column in (rows[0] if rows else batch)}
 
 
-def _decode_row(row: dict[str, Any]) -> dict[str, Any]:
-    """Decode the columns that are there; one column alone, as in `clips["near"]`, is fine."""
+def decode_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return one row as `decoded` gives it, of the columns that are there."""
     result = dict(row)
     for microphone in AUDIO_COLUMNS:
         if row.get(microphone) is not None:

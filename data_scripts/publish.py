@@ -21,7 +21,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets.utils.py_utils import convert_file_size_to_int
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
+from huggingface_hub.errors import LocalTokenNotFoundError, RepositoryNotFoundError
+from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # httpx or httpx2, its own
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
@@ -241,7 +242,8 @@ def push_to_hub(folder: str | Path, publication: Publication, *, private: bool =
         private: Whether a new repository is private.
 
     Raises:
-        ValueError: There is no repo_id, or a licence is not known.
+        ValueError: There is no repo_id, a licence is not known, or what is to be private is there
+            and is public.
         HfHubHTTPError: The Hub refused.
     """
     repo_id = publication.repo_id
@@ -255,6 +257,11 @@ def push_to_hub(folder: str | Path, publication: Publication, *, private: bool =
             "and give --license, or push to a private repository with --private."
         )
     api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
+    if private and not _is_private(api, repo_id, private):
+        raise ValueError(
+            f"{repo_id!r} is there and is public, so --private cannot be kept. Take another name, "
+            "or make it private in its settings first."
+        )
     paths = [file.path for file in publication.files]
     api.upload_folder(
         repo_id=repo_id,
@@ -383,6 +390,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     private = args.pop("private")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
+        if args["repo_id"] is not None:
+            HfApi().whoami()  # before files are written, not after it
         with logging_redirect_tqdm():
             publication = publish_recordings(**args, show_progress=True)
             if args["repo_id"] is not None:
@@ -390,11 +399,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         logger.error("Interrupted. Run the same command again to go on from here.")
         sys.exit(130)
-    except (HfHubHTTPError, RuntimeError) as error:  # RuntimeError: a file did not get there
+    except LocalTokenNotFoundError:
+        sys.exit("There is no access token. Log in with `hf auth login`, or set HF_TOKEN.")
+    except (httpx.HTTPError, RuntimeError) as error:  # RuntimeError: a file did not get there
         reason = " ".join(str(error).split())
         sys.exit(f"{args['repo_id']}: {reason} Run the same command again to go on from here.")
     except (ValueError, OSError) as error:
-        sys.exit(str(error))
+        sys.exit(" ".join(str(error).split()))
     logger.info("%d files in %s", len(publication.files), args["output_dir"])
 
 

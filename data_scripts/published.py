@@ -15,15 +15,17 @@ from typing import NamedTuple, Self
 import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
-from huggingface_hub import DatasetCard, hf_hub_download, snapshot_download
+from huggingface_hub import DatasetCard, HfApi, hf_hub_download, snapshot_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
+    GatedRepoError,
     HfHubHTTPError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # httpx or httpx2, its own
 
 from nearfar.schema import COLUMNS
 
@@ -32,6 +34,7 @@ from .features import row_features
 from .selection import SUBSETS, listed, select
 
 CARD = "README.md"
+SMALL_BLOCK = 2**14  # bytes that are asked for at once where sound is not
 
 _PATTERN = re.compile(
     r"(?P<year>\d{4})/(?P<subset>[a-z_]+)/(?P<machine_type>[\w.-]+)/(?P<split>[a-z]+)-\*\.parquet"
@@ -108,6 +111,21 @@ def find_published(data_dir: str | PathLike[str]) -> PublishedSource | None:
     return None if match is None else PublishedSource(None, match["repo_id"], match["revision"])
 
 
+def at_one_commit(source: PublishedSource) -> PublishedSource:
+    """Return a source that stays as it is now, whatever is pushed to the Hub meanwhile.
+
+    Raises:
+        FileNotFoundError: It, or its revision, is not there.
+    """
+    if source.repo_id is None:
+        return source
+    try:
+        found = HfApi().dataset_info(source.repo_id, revision=source.revision)
+    except (httpx.HTTPError, OSError) as error:
+        raise _not_found(source, error) from error
+    return source._replace(revision=found.sha)
+
+
 def list_groups(folder: Path) -> list[ShardGroup]:
     """Return the groups that have a shard in a local folder, in order."""
     paths = (path.relative_to(folder).as_posix() for path in folder.glob("*/*/*/*-*.parquet"))
@@ -122,6 +140,7 @@ def load_published(
     machine_types: Collection[str] | None = None,
     subsets: Collection[str] | None = None,
     streaming: bool = False,
+    audio: bool = True,
     num_proc: int | None = None,
     cache_dir: str | None = None,
 ) -> datasets.DatasetDict | datasets.IterableDatasetDict:
@@ -136,6 +155,7 @@ def load_published(
         machine_types: Load only these; None loads all.
         subsets: Load only these; None loads all.
         streaming: Read rows when they are asked for, without a cache of them.
+        audio: Read sound; without it the other columns alone are read, and nothing else is.
         num_proc: Processes that build the cache.
         cache_dir: Where the rows are kept; None is the default of datasets.
 
@@ -162,6 +182,9 @@ def load_published(
         "parquet",
         data_files={split: paths for split, paths in files.items() if paths},
         features=row_features(),
+        columns=None if audio else [name for name in COLUMNS if name not in ("near", "far")],
+        # Small columns lie apart, so what would be read ahead is sound.
+        storage_options=None if audio else {"hf": {"block_size": SMALL_BLOCK}},
         streaming=streaming,
         num_proc=None if streaming else num_proc,
         cache_dir=cache_dir,
@@ -307,6 +330,8 @@ def _not_found(source: PublishedSource, error: Exception) -> FileNotFoundError:
     """Say in one line why a data set cannot be had."""
     if isinstance(error, RevisionNotFoundError):
         reason = f"it has no revision {source.revision!r}"
+    elif isinstance(error, GatedRepoError):
+        reason = "it is gated, and the token has no access to it: ask for it on its page"
     elif isinstance(error, RepositoryNotFoundError):
         reason = "there is none, or it is private and the token does not open it"
     elif isinstance(error, (LocalEntryNotFoundError, OfflineModeIsEnabled)):

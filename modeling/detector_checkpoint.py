@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -53,13 +54,23 @@ class DetectorPreTrainedModel(PreTrainedModel):
         *args: Any,  # noqa: ANN401  handed on
         **kwargs: Any,  # noqa: ANN401  handed on
     ) -> Self:
-        """Load a model as transformers does, and remember from where, for its reference bank."""
+        """Load a model as transformers does, and remember from where, for its reference bank.
+
+        Raises:
+            ValueError: The weights are damaged.
+        """
         origin: dict[str, Any] = {
             "revision": kwargs.get("revision"),
             "token": kwargs.get("token"),
             "local_files_only": bool(kwargs.get("local_files_only")),
         }
-        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        try:
+            loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        except SafetensorError as error:
+            raise ValueError(
+                f"The weights of {pretrained_model_name_or_path} are damaged: {error}. Fetch or "
+                "write them again."
+            ) from error
         model = loaded[0] if isinstance(loaded, tuple) else loaded  # output_loading_info=True
         folder = Path(pretrained_model_name_or_path)
         name_or_dir = str(folder.resolve() if folder.is_dir() else pretrained_model_name_or_path)

@@ -168,8 +168,10 @@ def validate_distillation(
         near alone; and `block_<l>_error`, of the student after block l, from 1.
     """
     distillation: Any = model
+    sized: Any = clips
+    order = range(len(sized))
     loader = held_out_batches(
-        clips, collate, accelerator, batch_size=batch_size, num_workers=num_workers
+        clips, order, collate, accelerator, batch_size=batch_size, num_workers=num_workers
     )
     blocks = len(distillation.student.layers)
     sums = torch.zeros(2 * blocks + 1, dtype=torch.float64)

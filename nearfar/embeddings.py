@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 from tqdm.auto import tqdm
 
+from nearfar.clip_streams import ClipStream
 from nearfar.clip_table import ClipTable
 from nearfar.schema import resolve_machine
 
@@ -136,7 +137,7 @@ def model_inputs(rows: Sequence[Mapping[str, Any]], feature_extractor: Any) -> d
 @torch.inference_mode()
 def extract_embeddings(
     model: nn.Module,
-    clips: _MapStyle | Iterable[dict[str, Any]],
+    clips: _MapStyle | ClipStream | Iterable[dict[str, Any]],
     feature_extractor: Any,  # noqa: ANN401 - see model_inputs
     *,
     batch_size: int = 8,
@@ -153,17 +154,18 @@ def extract_embeddings(
     Args:
         model: Called like `AsdModel.forward`; its `embedding` is (batch, views, bands, size). With
             an attribute `reads_machines` that is true it also gets `machines`, each clip's.
-        clips: Decoded rows, map-style or streamed.
+        clips: Decoded rows: map-style; a `ClipStream`, whose shards processes and workers share; or
+            any iterable, of which every process reads all.
         feature_extractor: The model's `AsdFeatureExtractor`.
         batch_size: Clips per forward pass.
         accelerator: Gives the device and the processes; None takes the model's device (the
             CPU for one without weights), alone.
         front_end_strength: The guard's decision per machine, in [0, 1]; a machine left out has 1.
-        num_workers: Processes that decode ahead, for map-style clips.
+        num_workers: Processes that decode ahead, but for a plain iterable.
         description: What the progress bar says.
 
     Raises:
-        ValueError: There are no clips, or one of them cannot be used.
+        ValueError: There are no clips, one cannot be used, or a stream gave others than due.
     """
     rank = accelerator.process_index if accelerator else 0
     world = accelerator.num_processes if accelerator else 1
@@ -181,6 +183,9 @@ def extract_embeddings(
     if isinstance(clips, _MapStyle):
         dataset = _IndexedClips(clips, range(rank, len(clips), world))
         total = len(dataset)
+    elif isinstance(clips, ClipStream):
+        dataset = clips.share(rank, world)
+        total = len(clips) if world == 1 else None
     else:
         dataset, num_workers = _StreamedClips(clips, rank, world), 0
     loader = DataLoader(dataset, batch_size=batch_size, collate_fn=collate, num_workers=num_workers)
@@ -221,6 +226,8 @@ def extract_embeddings(
         shares = gather_object([(embedded, vectors)])
         embedded = [item for items, _ in shares for item in items]
         vectors = np.concatenate([share for items, share in shares if items] or [vectors])
+    if isinstance(clips, ClipStream):
+        clips.check_count(len({index for index, _ in embedded}))
     if not embedded:
         raise ValueError("There are no clips to embed. Check data_dir, machine_types and subsets.")
     order = np.argsort([index for index, _ in embedded])

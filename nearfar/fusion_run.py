@@ -16,6 +16,7 @@ from nearfar.false_alarms import untouched_false_alarms
 from nearfar.files import read_json, whole_folder, write_json
 from nearfar.fused_scores import Calibrated
 from nearfar.fusion import ScoreFusion
+from nearfar.fusion_config import FusionConfig
 from nearfar.hub import FORMAT_VERSION, RUN_FILE, read_run
 from nearfar.licenses import card_license, members_metadata, members_section
 
@@ -131,12 +132,10 @@ def _write_members(
         text = yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True)
         (folder / "recipe.yaml").write_text(text, encoding="utf-8")
     write_json(folder / METRICS_FILE, metrics)
-    described = {
-        "format_version": FORMAT_VERSION,
-        "kind": kind,
-        "members": [f"{MEMBERS_FOLDER}/{name}" for name in names],
-    }
+    paths = [f"{MEMBERS_FOLDER}/{name}" for name in names]
+    described = {"format_version": FORMAT_VERSION, "kind": kind, "members": paths}
     write_json(folder / RUN_FILE, described)
+    FusionConfig(members=paths).save_pretrained(folder)
     return names
 
 

@@ -5,16 +5,18 @@ is all that is known before a machine breaks.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
+from itertools import islice
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Dataset
 
 from nearfar.embeddings import evaluation_mode
+from nearfar.training_clips import LabelledClips
 from nearfar.weight_averaging import load_mean, snapshot
 
 HIGHER_IS_BETTER = {"proxy_loss": False, "proxy_accuracy": True, "hidden_state_error": False}
@@ -99,7 +101,7 @@ class Selection:
 @torch.no_grad()
 def validate(
     model: nn.Module,
-    clips: Dataset[dict[str, Any]],
+    clips: LabelledClips,
     collate: Callable[[list[dict[str, Any]]], dict[str, Any]],
     accelerator: Accelerator,
     *,
@@ -113,14 +115,19 @@ def validate(
 
     Args:
         model: An `AsdForProxyClassification`; it is put back into the mode it was in.
-        clips: Map-style, with a length.
+        clips: That did not train.
         collate: Rows -> the model's inputs and `labels`.
         accelerator: Each process takes its share of the clips; all return the same.
         batch_size: Clips at once, in each process.
         num_workers: Processes that decode ahead.
     """
     loader = held_out_batches(
-        clips, collate, accelerator, batch_size=batch_size, num_workers=num_workers
+        clips,
+        clips.in_order(),
+        collate,
+        accelerator,
+        batch_size=batch_size,
+        num_workers=num_workers,
     )
     sums = torch.zeros(3, dtype=torch.float64)
     with evaluation_mode(model):
@@ -137,17 +144,26 @@ def validate(
 
 def held_out_batches(
     clips: Dataset[dict[str, Any]],
+    order: Iterable[Any],
     collate: Callable[[list[dict[str, Any]]], dict[str, Any]],
     accelerator: Accelerator,
     *,
     batch_size: int,
     num_workers: int,
 ) -> DataLoader[Any]:
-    """Return the batches of this process's share of the clips; the arguments are `validate`'s."""
-    sized: Any = clips
-    rows: Sequence[int] = range(accelerator.process_index, len(sized), accelerator.num_processes)
+    """Return the batches of this process's share of the clips.
+
+    Args:
+        clips: All of them.
+        order: What they are asked for by, in order.
+        collate: As of `validate`, like all that follows.
+        accelerator: As there.
+        batch_size: As there.
+        num_workers: As there.
+    """
     return DataLoader(
-        Subset(clips, rows),
+        clips,
+        sampler=islice(order, accelerator.process_index, None, accelerator.num_processes),
         batch_size=batch_size,
         collate_fn=collate,
         num_workers=num_workers,

@@ -16,14 +16,21 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Sampler
 from tqdm.auto import tqdm
 
 from nearfar.checkpoints import Progress, latest_checkpoint, save_checkpoint
+from nearfar.clip_streams import ClipStream
 from nearfar.schedules import build_schedule
 from nearfar.selection import Selection, validate
 from nearfar.training_batches import augmented
-from nearfar.training_clips import BalancedSampler, Collator, DrawnClips, LabelledClips
+from nearfar.training_clips import (
+    BalancedSampler,
+    Collator,
+    DrawnClips,
+    LabelledClips,
+    StreamSampler,
+)
 from nearfar.training_options import TrainingOptions, check_training
 from nearfar.weight_averaging import WeightAverage
 
@@ -236,8 +243,12 @@ def training_loader(
             f"A batch of {batch_size} clips cannot be shared by {accelerator.num_processes} "
             "processes. Make train_batch_size a multiple of their number."
         )
-    sampler = None
-    if options.target_share is not None:
+    sampler: Sampler[Any] | None = None
+    if isinstance(drawn.clips.clips, ClipStream):
+        sampler = StreamSampler(
+            drawn.clips, seed=options.seed, buffer_size=options.shuffle_buffer_size
+        )
+    elif options.target_share is not None:
         sampler = BalancedSampler(
             drawn.clips.domain_groups(), target_share=options.target_share, seed=options.seed
         )

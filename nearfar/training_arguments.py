@@ -63,6 +63,12 @@ class TrainArguments(TrainingOptions, MemberOptions):
         },
     )
     output_dir: Path = field(metadata={"help": "The run folder to write."})
+    streaming: bool = field(
+        default=False,
+        metadata={
+            "help": "Read published recordings pass by pass, in place of downloading them first."
+        },
+    )
     year: int = field(default=2026, metadata={"help": "Of the recordings; names differ by year."})
     train_subsets: list[str] = field(
         default_factory=lambda: ["dev"], metadata={"help": "Any of dev, eval_train."}
@@ -252,6 +258,7 @@ def check_arguments(args: TrainArguments) -> None:
     check_channels(args)
     check_lora(args)
     check_guard(args)
+    check_streaming(args)
 
 
 def check_kind(args: TrainArguments) -> None:
@@ -309,6 +316,20 @@ def check_guard(args: TrainArguments) -> None:
         raise ValueError(
             f"guard={args.guard!r} judges a front end, but front_end='near' changes nothing. "
             "Choose a front end that uses far, or leave the guard out."
+        )
+
+
+def check_streaming(args: TrainArguments) -> None:
+    """Raise ValueError where an option needs clips at will, which a stream does not give."""
+    if args.streaming and args.target_share is not None:
+        raise ValueError(
+            f"target_share={args.target_share} draws some clips many times an epoch, but "
+            "--streaming reads each once. Leave one of them out."
+        )
+    if args.streaming and args.resample:
+        raise ValueError(
+            "resample is for wav files, but --streaming reads published recordings, which have "
+            "one rate. Leave one of them out."
         )
 
 

@@ -2,9 +2,10 @@
 
 import hashlib
 import json
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Self
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from nearfar.augmentation import Stream, draw_partner
+from nearfar.clip_streams import ClipStream, ReadClip
 from nearfar.embeddings import model_inputs
 from nearfar.schema import domain_label
 from nearfar.training_options import TrainingOptions
@@ -20,14 +22,29 @@ from nearfar.training_options import TrainingOptions
 TRAIN_CHANNELS = ("near", "far")  # that a model may be trained to hear
 
 
+class ReadItem(NamedTuple):
+    """An item of streamed clips: its number, and what was read of its clip.
+
+    Attributes:
+        number: Position among the items, as an index of clips that are not streamed.
+        row: Not decoded yet.
+        before: Items read before it, the nearest first; of these themselves it is empty.
+    """
+
+    number: int
+    row: Mapping[str, Any]
+    before: "tuple[ReadItem, ...]" = ()
+
+
 class LabelledClips(Dataset[dict[str, Any]]):
     """Decoded training clips with their proxy classes, once for every channel that trains.
 
     Of N clips, item i is clip i % N as channel i // N heard it. An item is the clip's row with its
-    `label` and `channel`.
+    `label` and `channel`. Streamed clips cannot be had by their position: their index is a
+    `ReadItem`, which a `StreamSampler` or `in_order` gives.
 
     Args:
-        clips: Decoded rows, by position.
+        clips: Decoded rows, by position, or a stream of them.
         labels: (channels * N,) int64; shared with what `take` returns.
         rows: The same N rows, undecoded.
         channels: One or more of `TRAIN_CHANNELS`.
@@ -36,7 +53,7 @@ class LabelledClips(Dataset[dict[str, Any]]):
 
     def __init__(
         self,
-        clips: Sequence[dict[str, Any]],
+        clips: Sequence[dict[str, Any]] | ClipStream,
         labels: NDArray[np.int64],
         rows: Sequence[Mapping[str, Any]],
         *,
@@ -57,10 +74,14 @@ class LabelledClips(Dataset[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self.items)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        item = int(self.items[index])
+    def __getitem__(self, index: int | ReadItem) -> dict[str, Any]:
+        item = int(self.items[index.number if isinstance(index, ReadItem) else index])
         channel, clip = divmod(item, len(self.rows))
-        row = self.clips[clip]
+        if isinstance(self.clips, ClipStream):
+            assert isinstance(index, ReadItem)  # nothing else can be looked up in a stream
+            row = self.clips.decode(index.row)
+        else:
+            row = self.clips[clip]
         name = self.channels[channel]
         if name == "far" and row["far"] is None:
             raise ValueError(
@@ -80,6 +101,27 @@ class LabelledClips(Dataset[dict[str, Any]]):
             channels=self.channels,
             items=np.concatenate(blocks),
         )
+
+    def in_order(self) -> Iterable[int | ReadItem]:
+        """Return the index of each item, in order, channel by channel."""
+        stream = self.clips
+        if not isinstance(stream, ClipStream):
+            return range(len(self))
+        channels = range(len(self.channels))
+        return chain.from_iterable(self.read_items(i, stream.read()) for i in channels)
+
+    def read_items(self, channel: int, reads: Iterable[ReadClip]) -> Iterator[ReadItem]:
+        """Return the items of one channel, in the order in which clips are read.
+
+        Args:
+            channel: Index into `channels`.
+            reads: Of all clips.
+        """
+        numbers = {item: number for number, item in enumerate(self.items.tolist())}
+        for read in reads:
+            number = numbers.get(channel * len(self.rows) + read.place)
+            if number is not None:
+                yield ReadItem(number, read.row)
 
     def domain_groups(self) -> list[tuple[str, str | None]]:
         """Return machine (with the channel) and domain of each item."""
@@ -114,7 +156,8 @@ class DrawnClips(Dataset[dict[str, Any]]):
 
     A draw is an item's number plus a multiple of the number of items, so that an item that is drawn
     twice is not augmented twice in the same way. Beside the item a row holds its `draw`, and under
-    "mixup" and "noise" the item that is mixed into it, or None.
+    "mixup" and "noise" the item that is mixed into it, or None. Any item may be mixed into another;
+    where clips are streamed it is one of those read before it, which the epoch's order has chosen.
 
     Args:
         clips: All of them.
@@ -132,16 +175,17 @@ class DrawnClips(Dataset[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self.clips)
 
-    def __getitem__(self, draw: int) -> dict[str, Any]:
+    def __getitem__(self, index: int | ReadItem) -> dict[str, Any]:
+        read, draw = (index, index.number) if isinstance(index, ReadItem) else (None, index)
         options = self.options
         from_clips = options.noise_source == "far"
         probabilities = {
             "mixup": options.mixup_probability if options.mixup_alpha else 0.0,
             "noise": options.noise_probability if from_clips else 0.0,
         }
-        row = self.clips[draw % len(self.clips)] | {"draw": draw}
-        for name, stream in (("mixup", Stream.MIXUP), ("noise", Stream.NOISE)):
-            partner = draw_partner(
+        row = self.clips[read or draw % len(self.clips)] | {"draw": draw}
+        for i, (name, stream) in enumerate((("mixup", Stream.MIXUP), ("noise", Stream.NOISE))):
+            partner: int | ReadItem | None = draw_partner(
                 draw,
                 len(self.clips),
                 probability=probabilities[name],
@@ -149,6 +193,8 @@ class DrawnClips(Dataset[dict[str, Any]]):
                 epoch=self.epoch,
                 stream=stream,
             )
+            if partner is not None and read is not None:
+                partner = read.before[i] if i < len(read.before) else None  # an epoch's first items
             row[name] = None if partner is None else self.clips[partner]
         return row
 
@@ -200,6 +246,47 @@ class BalancedSampler(Sampler[int]):
             # How often each was drawn before, in shuffled's blocks of one permutation each.
             draws.append(shuffled + self.num_items * (np.arange(count) // len(items)))
         yield from rng.permutation(np.concatenate(draws)).tolist()
+
+
+class StreamSampler(Sampler[ReadItem]):
+    """Reads every item of streamed clips once, in an order that depends on seed and epoch alone.
+
+    It stands where a sampler draws numbers, so that batches, their shares for several processes,
+    and those that a resumed epoch skips are made as of any clips. Every process reads all, in the
+    same order, and hands its workers what they are to decode: its own share.
+
+    Args:
+        clips: Streamed.
+        seed: Of the order.
+        buffer_size: Clips that are held, of each channel, to be mixed.
+    """
+
+    def __init__(self, clips: LabelledClips, *, seed: int, buffer_size: int) -> None:
+        self.clips = clips
+        self.seed = seed
+        self.buffer_size = buffer_size
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Read in the order of this epoch from now on; accelerate calls it."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[ReadItem]:
+        stream = self.clips.clips
+        assert isinstance(stream, ClipStream)
+        passes = []
+        for channel in range(len(self.clips.channels)):  # an order of its own for each
+            rng = np.random.default_rng((self.seed, self.epoch, int(Stream.ORDER), channel))
+            reads = stream.read_shuffled(rng, self.buffer_size)
+            passes.append(self.clips.read_items(channel, reads))
+        before: deque[ReadItem] = deque(maxlen=2)  # one to be mixed in, one to be its noise
+        for items in zip(*passes, strict=True):
+            for item in items:
+                yield item._replace(before=tuple(before))
+                before.appendleft(item)
 
 
 class Collator:

@@ -100,6 +100,13 @@ class TrainingOptions:
     early_stopping_patience: int | None = field(
         default=None, metadata={"help": "Validations without a new best before training stops."}
     )
+    shuffle_buffer_size: int = field(
+        default=500,
+        metadata={
+            "help": "Clips mixed at once where they are streamed; memory holds up to four times as "
+            "many."
+        },
+    )
     save_steps: int = field(
         default=200, metadata={"help": "Updates between two saved states; the last one is kept."}
     )
@@ -113,7 +120,7 @@ class TrainingOptions:
 _COUNTS_FROM_ONE = (
     *("num_train_epochs", "max_steps", "train_batch_size", "gradient_accumulation_steps"),
     *("lr_step_epochs", "pseudo_label_epochs", "eval_steps", "early_stopping_patience"),
-    *("save_steps", "logging_steps"),
+    *("save_steps", "logging_steps", "shuffle_buffer_size"),
 )
 _NOT_NEGATIVE = (
     *("learning_rate", "weight_decay", "warmup_steps", "lr_step_factor", "far_mixing"),

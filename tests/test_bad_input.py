@@ -9,10 +9,12 @@ import pytest
 import soundfile
 
 import train
+from assembly.scorers import load_scorer
 from modeling import ReferenceBank
 from tests.scripts import TINY_RECIPE, run_script
 
 RATE = 16_000
+OLD_RUN = Path(__file__).parent / "fixtures" / "run_format_1"
 
 
 @pytest.fixture
@@ -112,6 +114,17 @@ def test_a_clip_that_cannot_be_used_is_named_before_anything_is_written(
         assert clip in str(raised.value)
     assert not (tmp_path / "run" / "run.json").exists()
     assert not list(tmp_path.glob("run/.partial_*"))
+
+
+def test_damaged_weights_are_said_to_be_damaged(tmp_path: Path) -> None:
+    shutil.copytree(OLD_RUN, tmp_path / "run")
+    weights = tmp_path / "run" / "model.safetensors"
+    whole = weights.read_bytes()
+    for content in (whole[: len(whole) // 2], b"", b"{" + whole):
+        weights.write_bytes(content)
+        with pytest.raises(ValueError, match=r"The weights of .* are damaged") as told:
+            load_scorer(tmp_path / "run")
+        assert "\n" not in str(told.value)
 
 
 def test_recordings_of_another_year_are_refused(

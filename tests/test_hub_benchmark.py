@@ -26,9 +26,13 @@ def test_a_quickstart_goes_to_the_hub_and_comes_back(
     lines = capsys.readouterr().out.splitlines()
     [offline] = [line for line in lines if line.startswith("load both without a network")]
     assert offline.endswith(" 0 requests")
-    enrolled, streamed, trained = lines[-3:]
+    enrolled, streamed, on_stream, trained = lines[-4:]
     assert "enrolled local/my_pump/00" in enrolled
     assert ": 20 train, 12 test clips, their samples those of the wav files" in streamed
-    assert trained.startswith("trained from tester/machines and from the folder: equal in ")
+    assert on_stream.startswith(
+        "trained on a stream of tester/machines, of which nothing stays on disk, and from the "
+        "published folder: loss "
+    )
+    assert trained.startswith("trained from tester/machines and from the folder: loss ")
     [published] = [line for line in lines if line.startswith("publish the recordings")]
     assert not published.endswith(" 0 requests")

@@ -152,6 +152,30 @@ def test_without_rights_or_a_repository_one_line_says_so(
     hub.check()
 
 
+def test_who_may_not_push_learns_it_before_files_are_written(
+    hub: LoopbackHub, recordings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HF_TOKEN")
+    with pytest.raises(SystemExit, match=r"There is no access token.*HF_TOKEN") as stopped:
+        push(recordings, tmp_path / "OUT", "--license", "mit")
+    assert "\n" not in str(stopped.value)
+    monkeypatch.setenv("HF_TOKEN", "hf_wrong")
+    with pytest.raises(SystemExit, match="Invalid user token") as stopped:
+        push(recordings, tmp_path / "OUT", "--license", "mit")
+    assert "\n" not in str(stopped.value)
+    assert not (tmp_path / "OUT").exists()
+    assert not hub.repositories
+
+
+def test_what_is_public_is_not_pushed_to_as_private(
+    hub: LoopbackHub, recordings: Path, published: Path
+) -> None:
+    HfApi().create_repo(REPO, repo_type="dataset")
+    with pytest.raises(SystemExit, match="is public, so --private cannot be kept"):
+        push(recordings, published, "--license", "cc-by-4.0", "--private")
+    assert len(hub.repository("datasets", REPO).log) == 1
+
+
 CLIENT = """
 import json, sys
 sys.modules["transformers"] = None  # evaluate would import its pipelines, slowly, for nothing here
