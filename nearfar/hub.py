@@ -30,7 +30,7 @@ AUTOENCODER_TYPE = "nearfar_autoencoder"  # model_type of an AutoencoderConfig
 GUARD_TEXT = """\
 `{front_end}` uses the far microphone, which hears the machine, too, so it may take what is listened
 for. A guard, fitted on the references alone, falls back to the near microphone (strength 0) where
-the front end takes clearly more of near's stable spectral lines, which are the machine's, than of
+the front end takes more of near's stable spectral lines, which are the machine's, than of
 the rest of the spectrum, and does not make up for it by bringing normal recordings nearer to each
 other.
 
