@@ -24,7 +24,7 @@ from nearfar.embeddings import Embedded, extract_embeddings
 
 # Chosen on simulated machines of preset challenge, in halls as they are and 10 dB quieter: factory
 # seeds 40 to 44 with `complex_least_squares`, `block_nlms` and `lms` (4 x 70 test clips), 60 to 67
-# with all front ends (4 x 25), 110 to 119 with the first two in quieter halls (4 x 70). Then frozen.
+# with all front ends (4 x 25), 110 to 119 with the first two in quieter halls (4 x 70). Frozen.
 MIN_APPROACH = 0.05  # share of their distance by which clips have to come nearer
 ROUNDING_DB = 0.01  # more of the lines than of the rest is more than that
 N_FFT, HOP_LENGTH = 1024, 512  # of the spectrum that lines are looked for in
