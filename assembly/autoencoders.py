@@ -15,6 +15,7 @@ from modeling import (
 )
 from nearfar.autoencoder_states import saved_states
 from nearfar.autoencoder_training import train_autoencoders
+from nearfar.clip_streams import ClipStream
 from nearfar.training_arguments import TrainArguments
 
 
@@ -25,6 +26,7 @@ def fit_autoencoders(
     accelerator: Accelerator,
 ) -> tuple[AutoencoderModel, AsdFeatureExtractor]:
     """Train the networks of every machine, but for those of the states asked for."""
+    assert not isinstance(references, ClipStream)  # check_kind
     resume_from = saved_states(args.state_dir, args.resume_from_checkpoint)
     options: Any = args.autoencoder_config or {}
     possible = set(AutoencoderConfig.__annotations__) - {"machines", "channels", "format_version"}

@@ -13,6 +13,7 @@ from datasets import Dataset
 
 from data_scripts.near_far import decoded, known, load_near_far
 from modeling import AsdFeatureExtractor, AsdModel, AutoencoderModel, Calibration, ReferenceBank
+from nearfar.clip_streams import ClipStream
 from nearfar.embeddings import EmbeddingTable, extract_embeddings
 from nearfar.evaluation import METRICS_FILE
 from nearfar.feature_fusion import joined_fingerprint, joined_table
@@ -72,7 +73,7 @@ class ModelScorer(BankScorer):
 
     def embed(
         self,
-        clips: Sequence[dict[str, Any]],
+        clips: Sequence[dict[str, Any]] | ClipStream,
         accelerator: Accelerator | None = None,
         **options: Any,  # noqa: ANN401
     ) -> EmbeddingTable:

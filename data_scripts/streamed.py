@@ -36,7 +36,8 @@ def stream_published(
 
     Raises:
         FileNotFoundError: The data set, a part of it or the split is not there.
-        ValueError: The recordings are not published, or an option names what does not exist.
+        ValueError: The recordings are not published, a file of them is damaged, or an option names
+            what does not exist.
     """
     source = find_published(data_dir)
     if source is None:
@@ -50,4 +51,11 @@ def stream_published(
     if split not in streams:
         raise FileNotFoundError(f"{source.name} has no {split} clips of what was asked for.")
     without_sound = load_published(source, streaming=True, audio=False, **options)
-    return streams[split].reshard(), known(without_sound[split])
+    try:
+        return streams[split].reshard(), known(without_sound[split])
+    except ValueError as error:  # of pyarrow, or of datasets where columns are others
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"{source.name} has a file that is damaged or no recordings' ({reason}). Publish it "
+            "again."
+        ) from error

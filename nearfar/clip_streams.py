@@ -1,6 +1,6 @@
 """Clips that are read one after the other, where reading any one of them at will costs too much."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -41,7 +41,7 @@ class ClipStream:
     def __init__(
         self,
         stream: Any,  # noqa: ANN401 - datasets is untyped
-        rows: Sequence[Mapping[str, Any]],
+        rows: Sequence[dict[str, Any]],
         decode: Callable[[Mapping[str, Any]], dict[str, Any]],
     ) -> None:
         self.stream = stream
@@ -58,7 +58,7 @@ class ClipStream:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def select(self, indices: Sequence[int]) -> Self:
+    def select(self, indices: Iterable[int]) -> Self:
         """Return the clips of these places, in this order."""
         return type(self)(self.stream, [self.rows[i] for i in indices], self.decode)
 
@@ -127,11 +127,12 @@ def _read_on(stream: Any) -> Iterator[Mapping[str, Any]]:  # noqa: ANN401 - data
     """Return the rows of a stream; datasets has asked again before an error gets here."""
     try:
         yield from stream
-    except (httpx.HTTPError, OSError) as error:
+    except (httpx.HTTPError, OSError, ValueError) as error:  # the last of pyarrow: a damaged file
         reason = " ".join(str(error).split())
-        raise ConnectionError(
+        raise OSError(
             f"The recordings cannot be read any further ({reason}). What was trained is kept up to "
-            "the last saved state: run the same command with --resume_from_checkpoint latest."
+            "the last saved state: when they can be read again, run the same command with "
+            "--resume_from_checkpoint latest."
         ) from error
 
 

@@ -199,9 +199,21 @@ def test_labels_cost_little_of_the_data_set_and_a_stream_that_breaks_off_says_ho
     assert 0 < sum(fetched) < size / 4
     stream, rows = stream_published(REPO, split="train", subsets=["dev"])
     hub.faults.append(Fault("GET .*parquet", status=403, after=1))
-    with pytest.raises(ConnectionError, match=r"any further.*_checkpoint latest") as told:
+    with pytest.raises(OSError, match=r"any further.*_checkpoint latest") as told:
         list(ClipStream(stream, rows, dict).read())
     assert "\n" not in str(told.value)
+    hub.faults.clear()
+    path = next(iter(sorted(published.glob("2026/dev/*/train-*.parquet"))))
+    HfApi().upload_file(
+        path_or_fileobj=path.read_bytes()[:-100],
+        path_in_repo=path.relative_to(published).as_posix(),
+        repo_id=REPO,
+        repo_type="dataset",
+    )
+    with pytest.raises(ValueError, match=r"machines' has a file that is damaged.*again") as told:
+        stream_published(REPO, split="train", subsets=["dev"])
+    assert "\n" not in str(told.value)
+    assert len(list(ClipStream(stream, rows, dict).read())) == 40  # of the commit of before
 
 
 def test_what_cannot_be_streamed_is_said_in_one_line(
