@@ -9,11 +9,13 @@ import re
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
+import torch
 
 from demo.actions import (
     HINT,
@@ -26,6 +28,7 @@ from demo.actions import (
     machines_table,
     said,
 )
+from demo.comparison import MAX_CLIPS, TEST_FOLDERS
 from demo.detector import Detector
 from demo.pictures import message
 from demo.shelf import Shelf
@@ -37,7 +40,17 @@ ROOT = Path(__file__).resolve().parent
 STYLE = ROOT / "demo" / "page.css"
 DEFAULT_MODELS = (ROOT / "runs" / "demo", ROOT / "checkpoints" / "quickstart")
 MAX_UPLOAD = "100mb"
+MAX_FOLDER_BYTES = 90 << 20  # the zip that a browser makes of a folder is an upload
 MAX_QUEUE = 128
+MAX_THREADS = 40
+GRADIO = {
+    "GRADIO_ANALYTICS_ENABLED": "False",
+    # After each request it would make a table of its last 10,000, for a page that is off here.
+    "GRADIO_ANALYTICS_CACHE_FREQUENCY": "1000000000",
+    "GRADIO_ANALYTICS_MAX_EVENTS": "100",
+}
+# Requests that are begun at once: enough that no worker of `Actions` lacks one, or an explanation.
+IN_HAND = {"listen": 12, "score": 12, "enrol": 2, "many clips": 1}
 HEADER = """\
 <header class="nf-header"><h1>nearfar</h1>
 <p>Does this machine sound as it should? Give a recording; a detector that has only ever heard
@@ -50,10 +63,18 @@ ENROL_HINT = """\
 Record the machine while it runs **normally**: five minutes or more, best on several occasions, as
 WAV or FLAC with one channel (near) or two (near, far). Nothing is trained: the recordings are cut
 into windows of 10 s, and the windows become the references. They stay in this session only."""
-COMPARE_HINT = """\
-Drop one **zip** with `<machine>/test/section_00_source_test_normal_0000_....wav` in any folder (the
-challenge's layout; training clips are passed over), or several **wav files** with such names and
-choose their machine. At most 600 clips."""
+COMPARE_HINT = f"""\
+Give test clips whose names say what they are, and see how well normal and faulty ones come apart:
+a **folder** or a **zip** with `<machine>/test/section_00_source_test_normal_0000_….wav` somewhere
+in it (the challenge's layout), or **wav files** of one machine. At most {MAX_CLIPS} clips."""
+# A screen reader says what comes, and a phone shows it.
+ANNOUNCED = """\
+element.setAttribute("aria-live", "polite");
+watch("value", () => element.scrollIntoView({ block: "nearest" }));"""
+FOLDER_CHOOSER = """\
+<div class="nf-folder"><button type="button">Choose a folder</button>
+<input type="file" webkitdirectory multiple hidden aria-label="Folder of test clips">
+<span role="status"></span></div>"""
 API_HINT = """\
 ### From code
 
@@ -142,7 +163,7 @@ def _listen_tab(actions: Actions, session: gr.State) -> gr.Dropdown:
 
     choices = actions.choices()
     with gr.Row(elem_classes="nf-columns"):
-        with gr.Column(scale=2, min_width=320):
+        with gr.Column(scale=2, min_width=300):
             machine = gr.Dropdown(
                 choices, value=choices[0][1], label="Machine", allow_custom_value=True
             )
@@ -155,23 +176,20 @@ def _listen_tab(actions: Actions, session: gr.State) -> gr.Dropdown:
                 gr.Markdown(EXAMPLES_HINT)
             with gr.Row(elem_classes="nf-examples"):
                 tries = [gr.Button(example.title, size="sm", min_width=90) for example in examples]
-        with gr.Column(scale=3, min_width=320):
-            verdict = gr.HTML(HINT)
+        with gr.Column(scale=3, min_width=300):
+            verdict = gr.HTML(HINT, js_on_load=ANNOUNCED)
             panels = gr.HTML()
             references = gr.HTML()
     outputs = [verdict, panels, references]
     inputs = [machine, near, far, session]
-    button.click(listen, inputs, outputs, **_private("model"))
+    button.click(listen, inputs, outputs, **_private("listen"))
     for example, trial in zip(examples, tries, strict=True):
-        path = str(example.path)
-        trial.click(
-            lambda name=example.machine, path=path: (name, path, None),
-            None,
-            [machine, near, far],
-            **_private(None),
-        ).then(listen, inputs, outputs, **_private("model"))
-    _endpoint(score, inputs, [gr.JSON(visible=False)], "score", SCORE_TEXT)
-    _endpoint(machines, [session], [gr.JSON(visible=False)], "machines", MACHINES_TEXT)
+        # Both at once: the verdict does not wait until the page has loaded the recording.
+        chosen = (example.machine, str(example.path), None)
+        trial.click(lambda chosen=chosen: chosen, None, [machine, near, far], **_private(None))
+        trial.click(partial(listen, *chosen), [session], outputs, **_private("listen"))
+    _endpoint(score, inputs, [gr.JSON(visible=False)], "score", SCORE_TEXT, "score")
+    _endpoint(machines, [session], [gr.JSON(visible=False)], "machines", MACHINES_TEXT, None)
     return machine
 
 
@@ -200,24 +218,26 @@ def _enrol_tab(actions: Actions, session: gr.State, machine: gr.Dropdown) -> Non
             return enrolment.as_json(), str(archive), session
 
     with gr.Row(elem_classes="nf-columns"):
-        with gr.Column(scale=2, min_width=320):
+        with gr.Column(scale=2, min_width=300):
             gr.Markdown(ENROL_HINT)
             name = gr.Textbox(label="Name of the machine", max_length=40, placeholder="Pump 3")
             files = _files("Recordings of normal sound", [".wav", ".flac"])
             with gr.Accordion("Record with this device", open=False):
                 recorded = _audio("Recording of normal sound")
             button = gr.Button("Enrol this machine", variant="primary")
-        with gr.Column(scale=3, min_width=320):
-            answer = gr.HTML(message("What came of it appears here.", kind="idle"))
+        with gr.Column(scale=3, min_width=300):
+            answer = gr.HTML(
+                message("What came of it appears here.", kind="idle"), js_on_load=ANNOUNCED
+            )
             bank = gr.File(label="The machine's reference bank", visible=False)
     button.click(
         enrol,
         [name, files, recorded, session],
         [answer, bank, session, machine],
-        **_private("model"),
+        **_private("enrol"),
     )
     outputs = [gr.JSON(visible=False), gr.File(visible=False), session]
-    _endpoint(enroll, [name, files, session], outputs, "enroll", ENROLL_TEXT)
+    _endpoint(enroll, [name, files, session], outputs, "enroll", ENROLL_TEXT, "enrol")
 
 
 def _compare_tab(actions: Actions) -> None:
@@ -238,13 +258,26 @@ def _compare_tab(actions: Actions) -> None:
             return comparison.metrics, str(comparison.csv)
 
     with gr.Row(elem_classes="nf-columns"):
-        with gr.Column(scale=2, min_width=320):
+        with gr.Column(scale=2, min_width=300):
             gr.Markdown(COMPARE_HINT)
-            files = _files("A zip, or wav files", [".zip", ".wav"])
+            files = _files("Folder, zip or wav files", [".zip", ".wav"], elem_id="nf-clips")
+            gr.HTML(
+                html_template=FOLDER_CHOOSER,
+                js_on_load=(ROOT / "demo" / "folder.js").read_text(encoding="utf-8"),
+                box="nf-clips",
+                folders=list(TEST_FOLDERS),
+                max_clips=MAX_CLIPS,
+                max_bytes=MAX_FOLDER_BYTES,
+            )
             choices = actions.choices()
-            machine = gr.Dropdown(choices, value=choices[0][1], label="Machine of loose wav files")
+            machine = gr.Dropdown(
+                choices,
+                value=choices[0][1],
+                label="Machine of loose wav files",
+                allow_custom_value=True,
+            )
             button = gr.Button("Compare", variant="primary")
-        with gr.Column(scale=3, min_width=320):
+        with gr.Column(scale=3, min_width=300):
             report = gr.HTML(message("Table, curves and histograms appear here.", kind="idle"))
             csv = gr.File(label="All scores, as CSV", visible=False)
     button.click(show_comparison, [files, machine], [report, csv], **_private("many clips"))
@@ -279,8 +312,10 @@ def _audio(label: str) -> gr.Audio:
     return gr.Audio(type="filepath", label=label, editable=False, buttons=[])
 
 
-def _files(label: str, types: Sequence[str]) -> gr.File:
-    return gr.File(label=label, file_count="multiple", file_types=list(types), height=160)
+def _files(label: str, types: Sequence[str], elem_id: str | None = None) -> gr.File:
+    return gr.File(
+        label=label, file_count="multiple", file_types=list(types), height=160, elem_id=elem_id
+    )
 
 
 def _shown(answer: Answer) -> list[Any]:
@@ -300,10 +335,15 @@ class _said_to_client:  # noqa: N801 - used like a function
 
 
 def _private(group: str | None) -> dict[str, Any]:
-    """Return the options of an event of the page; one of a group runs at a time."""
+    """Return the options of an event of the page; None is for what needs no queue."""
     if group is None:
         return {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
-    return {"api_visibility": "private", "concurrency_id": group, "concurrency_limit": 1}
+    return {"api_visibility": "private", **_limited(group)}
+
+
+def _limited(group: str) -> dict[str, Any]:
+    """Return the options of an event of which only so many run at once."""
+    return {"concurrency_id": group, "concurrency_limit": IN_HAND[group]}
 
 
 def _endpoint(
@@ -312,10 +352,10 @@ def _endpoint(
     outputs: Sequence[Any],
     name: str,
     text: str,
-    group: str | None = "model",
+    group: str | None,
 ) -> None:
     """Give the API an action that no button of the page has."""
-    limits = {} if group is None else {"concurrency_id": group, "concurrency_limit": 1}
+    limits = {} if group is None else _limited(group)
     gr.Button(visible=False).click(
         function, list(inputs), list(outputs), api_name=name, api_description=text, **limits
     )
@@ -350,7 +390,7 @@ def launch_options(actions: Actions) -> dict[str, Any]:
         "css_paths": STYLE,
         "allowed_paths": [str(actions.shelf.folder)],
         "max_file_size": MAX_UPLOAD,
-        "max_threads": 8,
+        "max_threads": MAX_THREADS,
         "state_session_capacity": 500,
         "share": False,
         "ssr_mode": False,
@@ -395,16 +435,31 @@ def sounds_of(detector: Detector, model: Path, data_dir: Path | None, folder: Pa
 def main() -> None:
     """Load a model, build the page, serve it."""
     logging.basicConfig(format="%(message)s", level=logging.INFO)
-    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+    for name, value in GRADIO.items():
+        os.environ.setdefault(name, value)
     args = parse_arguments(AppArguments)
+    if args.port is not None and not 0 < args.port < 65536:
+        raise ValueError(f"--port {args.port} is not a port; they go from 1 to 65535.")
     model = default_model() if args.model is None else args.model
     detector = Detector.load(model)
     with tempfile.TemporaryDirectory(prefix="nearfar_demo_") as temporary:
         folder = Path(temporary)
         sounds = sounds_of(detector, Path(model), args.data_dir, folder / "simulated")
         actions = Actions(detector, sounds, Shelf(folder / "shelf"))
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // actions.workers))
         demo = build_demo(actions)
-        demo.launch(server_name=args.host, server_port=args.port, **launch_options(actions))
+        _launch(demo, args, launch_options(actions))
+
+
+def _launch(demo: gr.Blocks, args: AppArguments, options: dict[str, Any]) -> None:
+    """Serve the page until it is interrupted."""
+    try:
+        demo.launch(server_name=args.host, server_port=args.port, **options)
+    except OSError as error:
+        if "empty port" not in str(error):
+            raise
+        tried = "All ports from 7860 on are" if args.port is None else f"Port {args.port} is"
+        raise OSError(f"{tried} taken on {args.host}. Give another --port.") from error
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
 """What the page and its API do, in terms of texts, files and plain values; no Gradio in here."""
 
 import base64
+import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,13 +13,14 @@ import numpy as np
 import soundfile
 
 from demo.comparison import MAX_CLIPS, Comparison, Progress, compare
-from demo.detector import Detector, Heard, Verdict
-from demo.enrolment import Enrolment, EnrolmentError, enroll
-from demo.pictures import message, references_panel, sound_panels, verdict_card
-from demo.recordings import read_recording
+from demo.detector import Detector, Verdict
+from demo.enrolment import Enrolment, EnrolmentError, checked_name, enroll
+from demo.pictures import message, number, references_panel, sound_panels, verdict_card
+from demo.recordings import Recording, read_recording
 from demo.shelf import Shelf
 from demo.sounds import Sounds, spoken
 from modeling import ReferenceBank
+from modeling.reference_bank import LOCAL, UnknownMachineError, local_machine
 from nearfar.schema import NEAR
 
 Session = dict[str, ReferenceBank]  # machines that one user enrolled, each with its bank
@@ -27,6 +30,7 @@ USER_ERRORS = (ValueError, KeyError, FileNotFoundError)
 
 MAX_ENROLLED = 5  # machines per session
 MAX_FILES = 20  # of an enrolment
+MAX_WORKERS = 4
 CAPTIONS = {
     "near": "at the machine",
     "far": "in the room",
@@ -36,6 +40,10 @@ HINT = message(
     "Choose a machine and give a recording, or press an example. The verdict appears here.",
     kind="idle",
 )
+
+
+class MachineError(ValueError):
+    """A machine that neither the detector nor this user has; the message is for the user."""
 
 
 class Answer(NamedTuple):
@@ -53,12 +61,20 @@ class Actions:
         detector: The system that is shown.
         sounds: Where references and examples can be heard.
         shelf: Keeps what players and downloads need.
+        workers: How many recordings are read and judged at once; the rest wait without being read,
+            so that this bounds memory. Whoever draws does not keep others from their verdicts: one
+            explanation is drawn at a time, beside them.
     """
 
-    def __init__(self, detector: Detector, sounds: Sounds, shelf: Shelf) -> None:
+    def __init__(
+        self, detector: Detector, sounds: Sounds, shelf: Shelf, *, workers: int | None = None
+    ) -> None:
         self.detector = detector
         self.sounds = sounds
         self.shelf = shelf
+        self.workers = default_workers() if workers is None else workers
+        self._judging = threading.Semaphore(self.workers)
+        self._drawing = threading.Semaphore(1)
 
     def choices(self, session: Session | None = None) -> list[tuple[str, str]]:
         """Return the machines to choose from: how they are called, and their full names."""
@@ -90,18 +106,18 @@ class Actions:
         near: str | None,
         far: str | None,
         session: Session | None,
-    ) -> tuple[Verdict, Heard]:
+    ) -> tuple[Verdict, Recording]:
         """Judge an uploaded recording; raises one of `USER_ERRORS`. See `Detector.judge`."""
-        recording = read_recording(near, far)
-        machine = machine or None
-        return self.detector.judge(recording, machine, self._bank_of(machine, session))
+        with self._judging:
+            recording = read_recording(near, far)
+            return self.detector.judge(recording, *self._known(machine, session))
 
     def listen(
         self, machine: str | None, near: str | None, far: str | None, session: Session | None
     ) -> Iterator[Answer]:
         """Judge an uploaded recording; the verdict comes first, what explains it after it."""
         try:
-            verdict, heard = self.judge(machine, near, far, session)
+            verdict, sound = self.judge(machine, near, far, session)
         except USER_ERRORS as error:
             yield Answer(message(said(error)), "", "")
             return
@@ -109,9 +125,12 @@ class Actions:
         scores = bank.calibration_scores(verdict.machine).tolist()
         card = verdict_card(verdict, spoken(verdict.machine), scores)
         yield Answer(card, "", "")
-        drawn = self.detector.anomaly_map(heard.sound, verdict.machine, bank)
-        yield Answer(None, self._panels(heard, drawn), None)
-        yield Answer(None, None, self._references(verdict))
+        with self._drawing:
+            panels = self._panels(sound, verdict.machine, bank)
+        yield Answer(None, panels, None)
+        with self._drawing:
+            references = self._references(verdict)
+        yield Answer(None, None, references)
 
     def enroll(
         self, name: str | None, files: Sequence[str] | None, session: Session | None
@@ -128,13 +147,15 @@ class Actions:
             )
         if len(files) > MAX_FILES:
             raise EnrolmentError(f"{len(files)} files came, at most {MAX_FILES} are taken here.")
-        enrolment = enroll(self.detector, name or "", map(read_recording, files))
-        session[enrolment.machine] = enrolment.bank
-        if len(session) > MAX_ENROLLED:
+        machine = local_machine(checked_name(name or ""))
+        if machine not in session and len(session) >= MAX_ENROLLED:
             raise EnrolmentError(
                 f"This session has {MAX_ENROLLED} machines of its own already. Download their "
                 "banks and reload the page to start anew, or use one of their names again."
             )
+        with self._judging:
+            enrolment = enroll(self.detector, name or "", map(read_recording, files))
+        session[enrolment.machine] = enrolment.bank
         folder = self.shelf.new_folder()
         enrolment.bank.save_pretrained(folder / "bank")
         archive = Path(shutil.make_archive(str(folder / "reference_bank"), "zip", folder / "bank"))
@@ -148,17 +169,38 @@ class Actions:
         folder = self.shelf.new_folder()
         return compare(self.detector, paths, folder, machine=machine or None, progress=progress)
 
-    def _bank_of(self, machine: str | None, session: Session | None) -> ReferenceBank:
-        return (session or {}).get(machine or "", self.detector.bank)
+    def _bank_of(self, machine: str, session: Session | None) -> ReferenceBank:
+        return (session or {}).get(machine, self.detector.bank)
 
-    def _panels(self, heard: Heard, anomaly_map: Mapping[str, Any] | None) -> str:
-        waveforms = {"near": heard.sound.near}
-        if heard.sound.far is not None:
-            waveforms["far"] = heard.sound.far
-        if heard.cleaned is not None:
-            waveforms["cleaned"] = heard.cleaned
+    def _known(self, machine: object, session: Session | None) -> tuple[str, ReferenceBank]:
+        """Return the full name of a user's machine, whatever was given for it, and its bank."""
+        given, own = str(machine or ""), session or {}
+        for name in (given, f"{LOCAL}/{given}/00"):
+            if name in own:
+                return name, own[name]
+        try:
+            return self.detector.bank.resolve(given or None), self.detector.bank
+        except UnknownMachineError as error:
+            problem = (
+                f"The detector has no machine {given[:60]!r}, or several of that name."
+                if given
+                else "Which machine is it?"
+            )
+            raise MachineError(
+                f"{problem} It holds: {', '.join(name for _, name in self.choices(session))}. "
+                "Choose one of these, or enrol your own on the tab Enrol."
+            ) from error
+
+    def _panels(self, sound: Recording, machine: str, bank: ReferenceBank) -> str:
+        heard = {
+            "near": sound.near,
+            "far": sound.far,
+            "cleaned": self.detector.cleaned(sound, machine, bank),
+        }
+        waveforms = {name: waveform for name, waveform in heard.items() if waveform is not None}
         urls = {name: self.shelf.sound_url(waveform) for name, waveform in waveforms.items()}
-        return sound_panels(waveforms, urls, CAPTIONS, anomaly_map)
+        drawn = self.detector.anomaly_map(sound, machine, bank)
+        return sound_panels(waveforms, urls, CAPTIONS, drawn)
 
     def _references(self, verdict: Verdict) -> str:
         players = {}
@@ -175,16 +217,25 @@ class Actions:
         )
 
 
+def default_workers() -> int:
+    """Return how many recordings are judged at once: one for each core, up to a few.
+
+    More threads for one recording gain little, as its operations are small, and a batch of several
+    recordings gains nothing on a CPU.
+    """
+    return min(MAX_WORKERS, os.cpu_count() or 1)
+
+
 def enrolment_card(enrolment: Enrolment) -> str:
     """Return what came of an enrolment, in words."""
     text = (
         f"{spoken(enrolment.machine)} is ready: {enrolment.num_references} references, threshold "
-        f"{enrolment.threshold:.3f}. Choose it on the tab Listen; it is gone when this page is "
-        "closed, unless you download it."
+        f"{number(enrolment.threshold)}. It is chosen on the tab Listen, and gone when this page "
+        "is closed, unless you download its bank."
     )
     cautions = "".join(f"<li>{escape(caution)}</li>" for caution in enrolment.cautions)
-    return message(text, kind="good") + (
-        f'<section class="nf-cautions"><h3>Mind this</h3><ul>{cautions}</ul></section>'
+    return message(text, kind="open" if cautions else "good") + (
+        f'<section class="nf-cautions"><h3>Before you trust it</h3><ul>{cautions}</ul></section>'
         if cautions
         else ""
     )
@@ -194,11 +245,12 @@ def comparison_report(comparison: Comparison) -> str:
     """Return metrics, plots and the scores of all clips as HTML."""
     metrics, table = comparison.metrics, comparison.table
     official = metrics["official_score"]
-    head = (
-        f"Official score {100 * official:.2f} over {len(table.machine_names)} machines."
-        if official is not None
-        else f"{metrics['reason']}"
-    )
+    head = f"{len(table)} clips scored."
+    why_none = ""
+    if official is None:
+        why_none = f'<p class="nf-note">{escape(metrics["reason"])}</p>'
+    else:
+        head += f" Official score {100 * official:.2f} over {len(table.machine_names)} machines."
     keys = {"auc_source": "source AUC", "auc_target": "target AUC", "pauc": "pAUC"}
     rows = []
     for machine, values in metrics["machines"].items():
@@ -226,8 +278,9 @@ def comparison_report(comparison: Comparison) -> str:
         for name in ("clip", "machine", "truth", "score", "p-value", "decision")
     )
     return (
-        message(f"{len(table)} clips scored. {head}", kind="good")
+        message(head, kind="good")
         + _table("Metrics in per cent", heads, rows)
+        + why_none
         + plots
         + "<details class='nf-details'><summary>All clips, the most anomalous first</summary>"
         + _table("Scores of all clips", clip_heads, clips)
@@ -241,7 +294,7 @@ def machines_table(actions: Actions) -> str:
     rows = []
     for row in actions.machines(None):
         name = row["machine"]
-        threshold = "none" if row["threshold"] is None else f"{row['threshold']:.3f}"
+        threshold = "none" if row["threshold"] is None else number(row["threshold"])
         rows.append(
             f"<tr><th scope='row'>{escape(spoken(name))}</th><td>{escape(name)}</td>"
             f"<td>{references[name]}</td><td>{row['num_calibration']}</td><td>{threshold}</td></tr>"

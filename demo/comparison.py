@@ -4,6 +4,7 @@ import shutil
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -68,22 +69,23 @@ def compare(
         progress: Told the share that is done.
 
     Raises:
-        ComparisonError: The files are no such thing, too many, or too large.
+        ComparisonError: The files are no such thing, too many, or too large, or of a machine that
+            the bank does not hold.
         ValueError: A clip cannot be used.
-        KeyError: The bank does not hold a machine.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="compare_", dir=folder) as temporary:
         data_dir, year = Path(temporary, "data"), int(detector.scorer.recipe["year"])
-        if len(files) == 1 and zipfile.is_zipfile(files[0]):
+        if len(files) == 1 and files[0].suffix.lower() == ".zip":
             _unpack(files[0], data_dir)
         else:
-            _arrange(files, data_dir, detector.bank.resolve(machine))
+            _arrange(files, data_dir, detector, machine)
         clips = find_clips(data_dir, year=year)
         _check_lengths([Path(clip.path) for clip in clips])
-        detector.scorer.check_machines(
-            f"{year}/{clip.machine_type}/{clip.name.section:02d}" for clip in clips
-        )
+        with _machines_in_words(detector):
+            detector.scorer.check_machines(
+                f"{year}/{clip.machine_type}/{clip.name.section:02d}" for clip in clips
+            )
         rows = decoded(
             load_near_far(data_dir, year=year, streaming=True, cache_dir=Path(temporary, "cache"))
         )["test"]
@@ -131,12 +133,22 @@ def _place(path: PurePosixPath) -> PurePosixPath | None:
     return PurePosixPath(machine, split, path.name) if split in TEST_FOLDERS else None
 
 
-def _arrange(files: Sequence[Path], data_dir: Path, machine: str) -> None:
+def _arrange(
+    files: Sequence[Path], data_dir: Path, detector: Detector, machine: str | None
+) -> None:
     """Lay loose clips out as a machine's test folder."""
     if not files:
-        raise ComparisonError("There is nothing to compare yet. Drop a zip, or several wav files.")
+        raise ComparisonError(
+            "There is nothing to compare yet. Give a folder, a zip, or several wav files."
+        )
     if len(files) > MAX_CLIPS:
         raise ComparisonError(f"{len(files)} files came, at most {MAX_CLIPS} are taken here.")
+    if any(file.suffix.lower() == ".zip" for file in files):
+        raise ComparisonError(
+            f"{len(files)} files came, a zip among them. Give one zip alone, or only wav files."
+        )
+    with _machines_in_words(detector):
+        machine = detector.bank.resolve(machine)
     test = data_dir / machine.split("/")[1] / "test"
     test.mkdir(parents=True)
     for file in files:
@@ -144,10 +156,25 @@ def _arrange(files: Sequence[Path], data_dir: Path, machine: str) -> None:
             target = test / ClipName.parse(file.name).format()
         except ValueError as error:
             raise ComparisonError(
-                f"{error} Loose files are compared by their official names, and a single zip must "
-                "be a zip."
+                f"{error} Loose files are compared by their official names."
             ) from error
+        if target.exists():
+            raise ComparisonError(
+                f"{target.name} came twice, but these files are all taken for one machine's. Give "
+                "clips of several machines as a folder or a zip."
+            )
         shutil.copyfile(file, target)
+
+
+@contextmanager
+def _machines_in_words(detector: Detector) -> Iterator[None]:
+    """Say what the page can do about a machine that the bank does not hold."""
+    try:
+        yield
+    except KeyError as error:
+        held = ", ".join(detector.bank.machines)
+        problem = str(error).split(". ")[0]
+        raise ComparisonError(f"{problem}. This page compares clips of {held}.") from error
 
 
 def _check_lengths(paths: Sequence[Path]) -> None:

@@ -2,12 +2,15 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import httpx
 import numpy as np
 import torch
 from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError
 from numpy.typing import NDArray
 
 from assembly.scorers import ModelScorer, load_scorer
@@ -18,6 +21,7 @@ from nearfar.files import read_json
 
 WINDOW_SECONDS = 10.0
 NUM_NEAREST = 3
+MAX_PIPELINES = 64  # kept, each with its bank; any other is made anew when it is needed
 
 
 class WindowVerdict(NamedTuple):
@@ -68,19 +72,6 @@ class Verdict:
         return asdict(self) | {"windows": windows, "notes": list(self.notes)}
 
 
-@dataclass(frozen=True, eq=False)
-class Heard:
-    """A window as the detector heard it.
-
-    Attributes:
-        sound: The recording's window.
-        cleaned: (num_samples,) float32, near after the front end; None where nothing was cleaned.
-    """
-
-    sound: Recording
-    cleaned: NDArray[np.float32] | None
-
-
 class Detector:
     """A model with its bank, for many users at once: nothing of a user is kept in it.
 
@@ -102,18 +93,20 @@ class Detector:
         self.card = card
         self.num_references = dict(num_references)
         self.name = name
+        # Making one asks the model whether the bank is its own: a fifth of a verdict's time.
+        self.pipeline = lru_cache(maxsize=MAX_PIPELINES)(self._pipeline)
 
     @classmethod
     def load(cls, run_or_repo: str | Path) -> "Detector":
         """Load a run folder, or a repository of the Hub, with the local classes.
 
         Raises:
-            FileNotFoundError: It is not a complete run folder.
+            FileNotFoundError: It is neither, or not complete.
             ValueError: It is a fusion, which has no single bank to show, or is damaged.
         """
         folder = Path(run_or_repo)
         if not folder.is_dir():
-            folder = Path(snapshot_download(str(run_or_repo)))
+            folder = _downloaded(str(run_or_repo))
         scorer = load_scorer(folder)
         if not isinstance(scorer, ModelScorer):
             raise ValueError(
@@ -142,8 +135,8 @@ class Detector:
         recording: Recording,
         machine: str | None,
         bank: ReferenceBank | None = None,
-    ) -> tuple[Verdict, Heard]:
-        """Judge a recording of a machine, and return what was heard in its oddest window.
+    ) -> tuple[Verdict, Recording]:
+        """Judge a recording of a machine, and return its oddest window.
 
         Args:
             recording: Of any length; see `window_starts`.
@@ -188,9 +181,7 @@ class Detector:
             nearest_references=tuple(results[shown]["nearest_references"]),
             notes=(*recording.notes, *self._notes(recording)),
         )
-        sound = parts[shown][1]
-        strength = bank.front_end_strength(full_name)
-        return verdict, Heard(sound, self._cleaned(sound, strength))
+        return verdict, parts[shown][1]
 
     def anomaly_map(
         self, sound: Recording, machine: str, bank: ReferenceBank | None = None
@@ -211,16 +202,17 @@ class Detector:
         drawn: Mapping[str, Any] = result["map"]
         return drawn
 
-    def pipeline(self, bank: ReferenceBank) -> AnomalousSoundDetectionPipeline:
-        """Return the pipeline with a bank, which its `enroll` adds to."""
-        pipe = AnomalousSoundDetectionPipeline(
-            self.model, feature_extractor=self.feature_extractor, device=self.device
-        )
-        pipe.reference_bank = bank
-        return pipe
+    def cleaned(
+        self, sound: Recording, machine: str, bank: ReferenceBank | None = None
+    ) -> NDArray[np.float32] | None:
+        """Return near as the encoder hears it, (num_samples,); None where that is near itself.
 
-    def _cleaned(self, sound: Recording, strength: float) -> NDArray[np.float32] | None:
-        """Return near as the encoder hears it; None where that is near itself."""
+        Args:
+            sound: A window that was judged.
+            machine: Its full name.
+            bank: As for `judge`.
+        """
+        strength = (bank or self.bank).front_end_strength(machine)
         if sound.far is None or not isinstance(self.model, AsdModel) or strength == 0:
             return None
         if self.model.config.front_end == "near":
@@ -231,6 +223,14 @@ class Detector:
             heard = self.model.waveforms(near, far, mask, torch.tensor([strength]).to(near))
         cleaned: NDArray[np.float32] = heard["near"][0].cpu().numpy()
         return cleaned
+
+    def _pipeline(self, bank: ReferenceBank) -> AnomalousSoundDetectionPipeline:
+        """Return the pipeline with a bank, which its `enroll` adds to."""
+        pipe = AnomalousSoundDetectionPipeline(
+            self.model, feature_extractor=self.feature_extractor, device=self.device
+        )
+        pipe.reference_bank = bank
+        return pipe
 
     def _notes(self, recording: Recording) -> list[str]:
         if recording.far is None and self.uses_far:
@@ -254,6 +254,19 @@ def row_of(part: Recording) -> dict[str, Any]:
         "sampling_rate": SAMPLING_RATE,
         "file_name": part.name,
     }
+
+
+def _downloaded(repo_id: str) -> Path:
+    """Return a repository of the Hub as a folder here."""
+    try:
+        return Path(snapshot_download(repo_id))
+    except (HfHubHTTPError, httpx.HTTPError, OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise FileNotFoundError(
+            f"{repo_id} is no folder here, and no repository that can be had from the Hub "
+            f"({reason}). Give a folder that train.py wrote, or the owner/name of a repository "
+            "that you may read."
+        ) from error
 
 
 def _without_header(card: str) -> str:

@@ -102,10 +102,11 @@ def checked_name(name: str) -> str:
         EnrolmentError: It cannot be a name.
     """
     plain = " ".join(name.split())
-    if not plain or len(plain) > LONGEST_NAME or "/" in plain or not plain.isprintable():
+    printable = plain.isprintable() and "/" not in plain and any(map(str.isalnum, plain))
+    if not printable or len(plain) > LONGEST_NAME:
         raise EnrolmentError(
-            f"A machine's name has 1 to {LONGEST_NAME} printable characters and no slash, got "
-            f"{name[:60]!r}. Choose another."
+            f"A machine's name has 1 to {LONGEST_NAME} printable characters, a letter or a number "
+            f"among them and no slash, got {name[:60]!r}. Choose another."
         )
     return plain
 

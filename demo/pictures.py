@@ -3,6 +3,7 @@
 import base64
 import io
 from collections.abc import Mapping, Sequence
+from functools import cache
 from html import escape
 from typing import Any
 
@@ -15,8 +16,10 @@ from data_scripts.clip_files import SAMPLING_RATE
 from demo.detector import Verdict, WindowVerdict
 from nearfar.plots import power_db
 
+WIDTH, LEFT, RIGHT = 420.0, 8.0, 412.0  # of gauge and timeline, in their own units
 RANGE_DB = 60.0  # from the loudest point of all panels down to the darkest colour
-MAX_COLUMNS = 480  # of a spectrogram; more are averaged
+PIXELS = (129, 360)  # rows and columns of a spectrogram at most; more are averaged
+SHADES, TINTS = 42, 6  # whose products fit one palette
 TINT = (0.25, 1.0, 0.85)  # of what raises the score; magma has no such colour
 MAX_TINT = 0.6
 ICONS = {False: "✓", True: "!", None: "?"}
@@ -37,10 +40,10 @@ def verdict_card(verdict: Verdict, machine: str, scores: Sequence[float]) -> str
         None: "No verdict",
     }[verdict.anomalous]
     parts = [
-        f'<section class="nf-card nf-{TONES[verdict.anomalous]}" role="status">',
+        f'<section class="nf-card nf-{TONES[verdict.anomalous]}">',
         f'<p class="nf-icon" aria-hidden="true">{ICONS[verdict.anomalous]}</p>',
         f"<div><h2>{headline}</h2>",
-        f'<p class="nf-what">{escape(verdict.recording)} as {escape(machine)}</p>',
+        f'<p class="nf-what">{_breakable(verdict.recording)} as {escape(machine)}</p>',
         f"<p>{_in_words(verdict)}</p></div>",
         gauge(verdict, scores),
     ]
@@ -68,6 +71,8 @@ def _in_words(verdict: Verdict) -> str:
             f" It is odder than all {verdict.num_calibration} normal recordings set aside for "
             f"comparison, and so few cannot say less than p = {least:.2f}."
         )
+    elif verdict.anomalous:
+        words += " Normal ones come that high at times: listen, and record again before you act."
     if len(verdict.windows) > 1:
         above = sum(bool(window.anomalous) for window in verdict.windows)
         words = (
@@ -88,27 +93,28 @@ def gauge(verdict: Verdict, scores: Sequence[float]) -> str:
     low, high = low - margin, high + margin
 
     def x(value: float) -> float:
-        return 10 + 580 * (value - low) / (high - low)
+        return LEFT + (RIGHT - LEFT) * (value - low) / (high - low)
 
-    name = f"Anomaly score {verdict.anomaly_score:.3f}"
-    edge = 590.0
+    name = f"Anomaly score {number(verdict.anomaly_score)}"
+    edge = RIGHT
     texts = []
     if verdict.threshold is not None:
-        name += f", threshold {verdict.threshold:.3f}"
+        name += f", threshold {number(verdict.threshold)}"
         edge = x(verdict.threshold)
-        texts.append(_label(edge, 74, f"threshold {verdict.threshold:.3f}"))
+        texts.append(_label(edge, 78, f"threshold {number(verdict.threshold)}"))
     if scores:
-        name += f"; {len(scores)} normal recordings score {min(scores):.3f} to {max(scores):.3f}"
+        span = f"{number(min(scores))} to {number(max(scores))}"
+        name += f"; {len(scores)} normal recordings score {span}"
     dots = "".join(f'<circle class="nf-dot" cx="{x(s):.1f}" cy="44" r="4"/>' for s in scores)
     at = x(verdict.anomaly_score)
     return (
-        f'<svg class="nf-gauge" viewBox="0 0 600 84" role="img" aria-label="{escape(name)}">'
-        f'<rect class="nf-normal" x="10" y="36" width="{edge - 10:.1f}" height="16" rx="8"/>'
-        f'<rect class="nf-beyond" x="{edge:.1f}" y="36" width="{590 - edge:.1f}" height="16" '
+        f'<svg class="nf-gauge" viewBox="0 0 {WIDTH} 88" role="img" aria-label="{escape(name)}">'
+        f'<rect class="nf-normal" x="{LEFT}" y="36" width="{edge - LEFT:.1f}" height="16" rx="8"/>'
+        f'<rect class="nf-beyond" x="{edge:.1f}" y="36" width="{RIGHT - edge:.1f}" height="16" '
         f'rx="8"/>{dots}'
         f'<line class="nf-threshold" x1="{edge:.1f}" x2="{edge:.1f}" y1="30" y2="58"/>'
         f'<path class="nf-needle" d="M{at:.1f} 54 l-9 -28 h18 z"/>'
-        f"{_label(at, 18, f'this recording {verdict.anomaly_score:.3f}')}{''.join(texts)}</svg>"
+        f"{_label(at, 18, f'this recording {number(verdict.anomaly_score)}')}{''.join(texts)}</svg>"
         '<p class="nf-legend">Further right is less like normal. Dots: normal recordings that '
         "neither trained the detector nor serve as references.</p>"
     )
@@ -125,21 +131,21 @@ def timeline(windows: Sequence[WindowVerdict], threshold: float | None, shown: i
         return 90 - 80 * (value - low) / (high - low)
 
     bars = []
-    for number, window in enumerate(windows):
-        left = 10 + 580 * window.start_seconds / end
-        width = max(580 * (window.end_seconds - window.start_seconds) / end - 2, 2)
-        tone = TONES[window.anomalous] + (" nf-shown" if number == shown else "")
+    for index, window in enumerate(windows):
+        left = LEFT + (RIGHT - LEFT) * window.start_seconds / end
+        width = max((RIGHT - LEFT) * (window.end_seconds - window.start_seconds) / end - 2, 2)
+        tone = TONES[window.anomalous] + (" nf-shown" if index == shown else "")
         top = y(window.anomaly_score)
         span = f"{clock(window.start_seconds)} to {clock(window.end_seconds)}"
         bars.append(
             f'<rect class="nf-bar nf-bar-{tone}" x="{left:.1f}" y="{top:.1f}" '
             f'width="{width:.1f}" height="{90 - top:.1f}">'
-            f"<title>{span}: {window.anomaly_score:.3f}</title></rect>"
+            f"<title>{span}: {number(window.anomaly_score)}</title></rect>"
         )
     line = ""
     if threshold is not None:
         line = (
-            f'<line class="nf-threshold" x1="10" x2="590" y1="{y(threshold):.1f}" '
+            f'<line class="nf-threshold" x1="{LEFT}" x2="{RIGHT}" y1="{y(threshold):.1f}" '
             f'y2="{y(threshold):.1f}"/>'
         )
     above = [clock(window.start_seconds) for window in windows if window.anomalous]
@@ -148,9 +154,10 @@ def timeline(windows: Sequence[WindowVerdict], threshold: float | None, shown: i
         f"Above the threshold, starting at: {', '.join(above) or 'none'}."
     )
     return (
-        f'<svg class="nf-timeline" viewBox="0 0 600 112" role="img" aria-label="{escape(name)}">'
-        f"{''.join(bars)}{line}{_label(10, 108, '0:00', 'start')}"
-        f"{_label(590, 108, clock(end), 'end')}</svg>"
+        f'<svg class="nf-timeline" viewBox="0 0 {WIDTH} 112" role="img" '
+        f'aria-label="{escape(name)}">'
+        f"{''.join(bars)}{line}{_label(LEFT, 108, '0:00', 'start')}"
+        f"{_label(RIGHT, 108, clock(end), 'end')}</svg>"
         '<p class="nf-legend">Score of each window over time; the line is the threshold. Below: '
         f"the outlined window, {clock(windows[shown].start_seconds)} to "
         f"{clock(windows[shown].end_seconds)}, the most unusual one.</p>"
@@ -179,16 +186,21 @@ def sound_panels(
         mapped = anomaly_map if name == list(levels)[-1] else None
         picture = spectrogram_url(level, loudest, seconds, mapped)
         tinted = "" if mapped is None else "; tinted where most of the score comes from"
-        caption = escape(f"{captions[name]}{tinted}")
+        caption = escape(captions[name])
         panels.append(
-            f'<figure class="nf-panel"><figcaption><b>{escape(name)}</b> {caption}</figcaption>'
+            f'<figure class="nf-panel"><figcaption><b>{escape(name)}</b>{caption}</figcaption>'
             f'<div class="nf-axes"><span class="nf-y" aria-hidden="true">8 kHz</span>'
-            f'<img src="{picture}" alt="Spectrogram of {escape(name)}, {caption}">'
+            f'<img src="{picture}" alt="Spectrogram of {escape(name)}, {caption}{tinted}">'
             f'<span class="nf-x" aria-hidden="true"><span>0 s</span><span>{seconds:.1f} s</span>'
             f'</span></div><audio controls preload="metadata" src="{escape(players[name])}" '
             f'aria-label="{escape(name)}"></audio></figure>'
         )
-    return f'<div class="nf-panels">{"".join(panels)}</div>'
+    legend = "Bright is loud; low sounds are at the bottom."
+    if anomaly_map is not None:
+        legend += (
+            f" <b>Green</b> on {escape(list(levels)[-1])}: where most of the score comes from."
+        )
+    return f'<div class="nf-panels">{"".join(panels)}</div><p class="nf-note">{legend}</p>'
 
 
 def spectrogram_url(
@@ -198,18 +210,33 @@ def spectrogram_url(
     anomaly_map: Mapping[str, Any] | None = None,
 ) -> str:
     """Return a PNG of levels in dB (bins, frames) as a data URL."""
-    columns = min(level.shape[1], MAX_COLUMNS)
-    edges = np.linspace(0, level.shape[1], columns + 1).astype(int)
-    power = np.add.reduceat(10 ** (level / 10), edges[:-1], axis=1) / np.diff(edges)
+    rows, columns = (min(most, size) for most, size in zip(PIXELS, level.shape, strict=True))
+    power = _averaged(_averaged(10 ** (level / 10), rows).T, columns).T
     shade = np.clip((10 * np.log10(power) - loudest) / RANGE_DB + 1, 0, 1)
-    colours = colormaps["magma"](shade)[..., :3]
+    index = TINTS * np.round(shade * (SHADES - 1))
     if anomaly_map is not None:
-        weight = MAX_TINT * map_weights(anomaly_map, len(level), columns, seconds)[..., None]
-        colours = (1 - weight) * colours + weight * np.array(TINT)
-    image = Image.fromarray((255 * colours[::-1]).astype(np.uint8)).quantize(128)
+        index += np.round(map_weights(anomaly_map, rows, columns, seconds) * (TINTS - 1))
+    image = Image.fromarray(np.ascontiguousarray(index[::-1].astype(np.uint8)))
+    image.putpalette(_palette())
     file = io.BytesIO()
-    image.save(file, "PNG")
+    image.save(file, "PNG", compress_level=1)  # the rest is noise
     return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def _averaged(power: NDArray[np.float64], count: int) -> NDArray[np.float64]:
+    """Return means of neighbouring rows, `count` of them."""
+    edges = np.linspace(0, len(power), count + 1).astype(int)
+    means: NDArray[np.float64] = np.add.reduceat(power, edges[:-1], axis=0)
+    return means / np.diff(edges)[:, None]
+
+
+@cache
+def _palette() -> bytes:
+    """Return every shade with every tint as RGB, the shades of one tint apart by `TINTS`."""
+    shades = colormaps["magma"](np.linspace(0, 1, SHADES))[:, None, :3]
+    weights = MAX_TINT * np.linspace(0, 1, TINTS)[:, None]
+    colours = (1 - weights) * shades + weights * np.array(TINT)
+    return np.round(255 * colours).astype(np.uint8).tobytes()
 
 
 def map_weights(
@@ -253,7 +280,7 @@ def references_panel(
         why_silent: What is said where there is none.
     """
     items = []
-    for reference in nearest:
+    for rank, reference in enumerate(nearest, start=1):
         name = str(reference["file_name"])
         domain = f", {reference['domain']} domain" if reference["domain"] else ""
         url = players.get(name)
@@ -264,8 +291,8 @@ def references_panel(
             else f'<p class="nf-note">{escape(why_silent)}</p>'
         )
         items.append(
-            f"<li><p>{escape(name)}</p><p class='nf-note'>distance {reference['distance']:.3f}"
-            f"{escape(domain)}</p>{player}</li>"
+            f"<li><p><b>Normal {rank}</b> distance {number(reference['distance'])}"
+            f"{escape(domain)}</p><p class='nf-note'>{_breakable(name)}</p>{player}</li>"
         )
     if not items:
         return ""
@@ -276,12 +303,22 @@ def references_panel(
 
 
 def message(text: str, *, kind: str = "bad") -> str:
-    """Return a text that a screen reader announces: "bad" for what went wrong, or "good"."""
-    role, icon = ("alert", "!") if kind == "bad" else ("status", "✓")
+    """Return a text that a screen reader announces.
+
+    Args:
+        text: Plain.
+        kind: "bad" for what went wrong, "good", "open" for what is neither, or "idle".
+    """
+    role, icon = "alert" if kind == "bad" else "status", "✓" if kind == "good" else "!"
     return (
         f'<section class="nf-card nf-{kind}" role="{role}"><p class="nf-icon" aria-hidden="true">'
         f"{icon}</p><div><p>{escape(text)}</p></div></section>"
     )
+
+
+def number(value: float) -> str:
+    """Return a score or a distance with three decimals, or two digits where it is tiny."""
+    return f"{value:.3f}" if value == 0 or abs(value) >= 0.01 else f"{value:.2g}"
 
 
 def clock(seconds: float) -> str:
@@ -290,7 +327,12 @@ def clock(seconds: float) -> str:
     return f"{whole // 60}:{whole % 60:02d}"
 
 
+def _breakable(name: str) -> str:
+    """Return a file's name as HTML that may break after its underscores."""
+    return escape(name).replace("_", "_<wbr>")
+
+
 def _label(x: float, y: float, text: str, anchor: str = "") -> str:
     if not anchor:
-        anchor = "start" if x < 120 else "end" if x > 480 else "middle"
+        anchor = "start" if x < 110 else "end" if x > 310 else "middle"
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'

@@ -12,11 +12,12 @@ from scipy.signal import resample_poly
 from data_scripts.clip_files import SAMPLING_RATE
 from nearfar.schema import FAR, NEAR
 
-FORMATS = ("WAV", "WAVEX", "FLAC")  # a lossy format has taken out what is listened for
+FORMATS = ("WAV", "WAVEX", "RF64", "FLAC")  # a lossy format has taken out what is listened for
 MAX_RATE = 96_000  # hertz
 MAX_SECONDS = 300.0
 MIN_SECONDS = 1.0
 SILENCE = 1e-4  # of full scale: -80 dB
+LOUDEST = 16.0  # of full scale, which a float file may exceed, but not as integers do
 LONGEST_NAME = 80
 
 
@@ -82,7 +83,7 @@ def read_recording(near_path: str | Path | None, far_path: str | Path | None = N
             )
         channels += far_channels
     near, far = channels[NEAR], channels[FAR] if len(channels) == 2 else None
-    if np.abs(near).max() < SILENCE:
+    if _swing(near) < SILENCE:
         raise RecordingError(
             f"{name} is silent: nothing in the near channel is louder than -80 dB of full scale. "
             "Check the microphone and its cable, then record again."
@@ -93,7 +94,7 @@ def read_recording(near_path: str | Path | None, far_path: str | Path | None = N
             "s. Both microphones must run on one clock: record them together, or cut both at the "
             "same two moments."
         )
-    if far is not None and np.abs(far).max() < SILENCE:
+    if far is not None and _swing(far) < SILENCE:
         far = None
         notes.append("The far channel is silent, so near was judged without it.")
     if np.mean(np.abs(near) >= 0.999) > 1e-3:
@@ -121,6 +122,11 @@ def display_name(path: str | Path) -> str:
     return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
 
 
+def _swing(channel: NDArray[np.float32]) -> float:
+    """Return how far a channel moves to either side; a constant is no sound."""
+    return float(np.ptp(channel)) / 2
+
+
 def _read(path: str | Path, name: str) -> tuple[list[NDArray[np.float32]], list[str]]:
     """Return the channels of a file at 16 kHz, and notes."""
     try:
@@ -145,6 +151,11 @@ def _read(path: str | Path, name: str) -> tuple[list[NDArray[np.float32]], list[
     if not np.isfinite(samples).all():
         raise RecordingError(
             f"{name} holds samples that are no finite numbers. Export it again, as 16-bit WAV."
+        )
+    if (peak := float(np.abs(samples).max())) > LOUDEST:
+        raise RecordingError(
+            f"{name} holds samples up to {peak:.3g}, expected -1 to 1: whole numbers were written "
+            "as a float file. Export it again, as 16-bit WAV."
         )
     channels = [np.ascontiguousarray(channel) for channel in samples.T]
     if rate == SAMPLING_RATE:

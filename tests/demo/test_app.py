@@ -1,6 +1,7 @@
 """The API: actions by name, users apart, errors in words."""
 
 import json
+import socket
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -11,9 +12,12 @@ import soundfile
 
 pytest.importorskip("gradio_client", reason="gradio is missing: pip install -e '.[app]'")
 
+import gradio as gr
+import httpx
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 
+from demo.detector import Detector
 from demo.recordings import read_recording
 from tests.demo.conftest import Served
 
@@ -55,7 +59,9 @@ def test_a_clients_machine_is_its_own(
     assert answer["machine"] == "local/press/00"
     assert answer["num_references"] == 7
     assert zipfile.is_zipfile(archive)
-    assert client.predict("local/press/00", normal, None, api_name="/score")["windows"]
+    for called in ("local/press/00", "press"):
+        found = client.predict(called, normal, None, api_name="/score")
+        assert (found["machine"], len(found["windows"])) == ("local/press/00", 7)
     other = Client(served.url, verbose=False)
     with pytest.raises(AppError, match="no machine 'local/press/00'"):
         other.predict("local/press/00", normal, None, api_name="/score")
@@ -71,7 +77,12 @@ def test_errors_come_in_words_and_the_server_lives_on(
     client: Client, served: Served, bad_files: dict[str, Path]
 ) -> None:
     near = handle_file(bad_files["near"])
-    for machine, words in (("crane", "no machine 'crane'"), ("2026/crane/00", "It holds:")):
+    for machine, words in (
+        ("crane", "no machine 'crane'"),
+        ("2026/crane/00", "It holds:"),
+        (None, "Which machine is it?"),
+        (["fanSim"], "enrol your own"),
+    ):
         with pytest.raises(AppError, match=words):
             client.predict(machine, near, None, api_name="/score")
     with pytest.raises(AppError, match="not a sound"):
@@ -82,17 +93,33 @@ def test_errors_come_in_words_and_the_server_lives_on(
 
 
 def test_an_upload_beyond_the_limit_is_cut_off(served: Served) -> None:
-    import httpx
-
     answer = httpx.post(f"{served.url}gradio_api/upload", files={"files": bytes(101 << 20)})
     assert answer.status_code == 413
 
 
 def test_no_file_of_the_server_can_be_had_by_its_path(served: Served, client: Client) -> None:
-    import httpx
-
     for path in ("/etc/passwd", str(Path(__file__)), f"{served.actions.shelf.folder}/../x"):
         assert httpx.get(f"{served.url}gradio_api/file={path}").status_code in (403, 404)
     stolen = {"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}
     with pytest.raises(AppError):
         client.predict("fanSim", stolen, None, api_name="/score")
+
+
+def test_a_start_that_cannot_be_ends_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    import app
+
+    with gr.Blocks() as page:
+        gr.HTML("")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(OSError, match=rf"Port {port} is taken on 127\.0\.0\.1\. Give another"):
+            app._launch(page, app.AppArguments(port=port), {"quiet": True})
+
+    def unreachable(repo_id: str) -> str:
+        raise httpx.ConnectError(f"No way to\nthe Hub for {repo_id}.")
+
+    monkeypatch.setattr("demo.detector.snapshot_download", unreachable)
+    with pytest.raises(FileNotFoundError, match=r"runs/none is no folder here.*No way to the Hub"):
+        Detector.load("runs/none")

@@ -1,5 +1,6 @@
 """The page in a real browser: each tab, bad input, accessibility, phone width, network."""
 
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from demo.sounds import FactorySounds
 from tests.demo.conftest import Served
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
@@ -149,7 +151,7 @@ def test_a_machine_is_enrolled_listened_to_and_downloaded(
 
 def test_a_zip_becomes_a_table_curves_and_a_csv(visit: Visit, clips_zip: Path) -> None:
     visit.tab("Compare")
-    visit.upload("A zip, or wav files", clips_zip)
+    visit.upload("Folder, zip or wav files", clips_zip)
     visit.page.get_by_text("test clips").last.wait_for()
     visit.press("Compare")
     visit.card("9 clips scored")
@@ -161,6 +163,50 @@ def test_a_zip_becomes_a_table_curves_and_a_csv(visit: Visit, clips_zip: Path) -
     lines = Path(download.value.path()).read_text().splitlines()
     assert lines[0].startswith("machine,file_name,domain,condition,anomaly_score")
     assert len(lines) == 10
+
+
+def folder_of(sounds: FactorySounds, folder: Path) -> Path:
+    """Lay a machine's three examples out, beside what is no test clip; return the folder."""
+    for part in ("test", "train"):
+        (folder / "hall 2" / "fanSim" / part).mkdir(parents=True)
+    for example in sounds.examples():
+        if "fanSim" in example.machine:
+            shutil.copy(example.path, folder / "hall 2" / "fanSim" / "test")
+    (folder / "hall 2" / "fanSim" / "train" / "section_00.wav").write_bytes(b"")
+    (folder / "notes.txt").write_text("Recorded on Monday.")
+    return folder
+
+
+def test_a_folder_is_chosen_or_dropped_and_becomes_a_table(
+    visit: Visit, sounds: FactorySounds, tmp_path: Path
+) -> None:
+    folder = folder_of(sounds, tmp_path / "plänt")
+    visit.tab("Compare")
+    with visit.page.expect_file_chooser() as chooser:
+        visit.press("Choose a folder")
+    chooser.value.set_files(str(folder))
+    visit.page.get_by_text("3 test clips of plänt are ready").wait_for()
+    visit.page.get_by_text("plänt").first.wait_for()
+    visit.press("Compare")
+    visit.card("3 clips scored")
+    visit.page.locator("#nf-clips").get_by_role("button", name="Clear").click()
+    box = visit.page.locator("#nf-clips input[type=file]").locator("..").bounding_box()
+    at = {"x": box["x"] + box["width"] / 2, "y": box["y"] + box["height"] / 2}
+    data = {"items": [], "files": [str(folder / "hall 2")], "dragOperationsMask": 1}
+    devtools = visit.context.new_cdp_session(visit.page)
+    for kind in ("dragEnter", "dragOver", "drop"):
+        devtools.send("Input.dispatchDragEvent", {"type": kind, "data": data, **at})
+    visit.page.get_by_text("3 test clips of hall 2 are ready").wait_for()
+
+
+def test_a_folder_without_clips_is_answered_in_words(visit: Visit, tmp_path: Path) -> None:
+    (tmp_path / "test").mkdir()
+    (tmp_path / "test" / "section_00_source_test_normal_0000.wav").write_bytes(b"")
+    visit.tab("Compare")
+    with visit.page.expect_file_chooser() as chooser:
+        visit.press("Choose a folder")
+    chooser.value.set_files(str(tmp_path / "test"))
+    visit.page.get_by_text("test holds no test clips").wait_for()
 
 
 @pytest.mark.parametrize(
@@ -212,7 +258,7 @@ def test_a_harmful_zip_is_answered_in_words(
     visit: Visit, bad_files: dict[str, Path], name: str, words: str
 ) -> None:
     visit.tab("Compare")
-    visit.upload("A zip, or wav files", bad_files[name])
+    visit.upload("Folder, zip or wav files", bad_files[name])
     visit.page.get_by_text(name).last.wait_for()
     visit.press("Compare")
     visit.card(words)
@@ -225,7 +271,7 @@ def test_an_upload_beyond_the_limit_is_refused_by_the_server(visit: Visit, tmp_p
     with path.open("wb") as file:
         file.truncate(101 << 20)
     visit.tab("Compare")
-    visit.upload("A zip, or wav files", path)
+    visit.upload("Folder, zip or wav files", path)
     visit.page.get_by_text("exceed the maximum allowed size").first.wait_for()
 
 
@@ -241,7 +287,30 @@ def test_the_keyboard_alone_gets_a_verdict(visit: Visit) -> None:
     visit.page.locator(".nf-gauge").wait_for()
 
 
-@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
+def test_whatever_the_keyboard_reaches_has_a_name_and_a_verdict_is_announced(visit: Visit) -> None:
+    judged(visit)
+    live = visit.page.locator("[aria-live=polite]", has=visit.page.locator(".nf-gauge"))
+    assert live.count() == 1
+    devtools = visit.context.new_cdp_session(visit.page)
+    for tab in TABS:
+        visit.tab(tab)
+        visit.page.get_by_role("tab", name=tab).focus()
+        reached = []
+        for _ in range(80):
+            visit.page.keyboard.press("Tab")
+            focused = devtools.send("Runtime.evaluate", {"expression": "document.activeElement"})
+            node = devtools.send(
+                "Accessibility.getPartialAXTree",
+                {"objectId": focused["result"]["objectId"], "fetchRelatives": False},
+            )["nodes"][0]
+            if focused["result"]["description"].startswith("body"):
+                break
+            reached.append((node["role"]["value"], node.get("name", {}).get("value", "").strip()))
+        assert len(reached) >= 3
+        assert [control for control in reached if not control[1]] == []
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (360, "dark")])
 def test_nothing_serious_stands_in_the_way_of_anyone(
     browser: Any, served: Served, width: int, scheme: str
 ) -> None:

@@ -5,10 +5,11 @@ import io
 import re
 
 import numpy as np
+from matplotlib import colormaps
 from PIL import Image
 
 from demo.detector import Verdict, WindowVerdict
-from demo.pictures import clock, gauge, map_weights, spectrogram_url, timeline, verdict_card
+from demo.pictures import clock, gauge, map_weights, number, spectrogram_url, timeline, verdict_card
 
 MAP = {
     "values": [[0.0, 2.0], [-3.0, 1.0]],  # two times of two bands
@@ -80,9 +81,29 @@ def test_a_spectrogram_has_low_frequencies_at_its_bottom() -> None:
     url = spectrogram_url(level, 0.0, 10.0)
     image = Image.open(io.BytesIO(base64.b64decode(url.split(",")[1]))).convert("L")
     pixels = np.asarray(image, dtype=float)
-    assert pixels.shape == (257, 480)
-    assert pixels[-10:].mean() > 150 > 20 > pixels[:100].mean()
+    assert pixels.shape == (129, 360)
+    assert pixels[-5:].mean() > 150 > 20 > pixels[:50].mean()
 
 
-def test_a_clock_counts_minutes() -> None:
+def test_a_tint_lies_where_the_map_says_and_changes_no_shade_elsewhere() -> None:
+    level = np.full((161, 300), -30.0)
+    pictures = [
+        Image.open(io.BytesIO(base64.b64decode(spectrogram_url(level, 0.0, 2.0, drawn)[22:])))
+        for drawn in (None, MAP)
+    ]
+    plain, tinted = (np.asarray(picture.convert("RGB"), dtype=float) for picture in pictures)
+    rows = slice(129 - 129 * 40 // 80 + 2, 129 - 129 * 10 // 80 - 2)  # 1 to 4 kHz
+    assert (tinted[rows, :150, 1] > plain[rows, :150, 1] + 50).all()
+    np.testing.assert_array_equal(tinted[rows.stop + 4 :], plain[rows.stop + 4 :])
+    expected = colormaps["magma"](0.5)[:3]
+    np.testing.assert_allclose(plain[0, 0] / 255, expected, atol=0.03)
+
+
+def test_a_clock_counts_minutes_and_a_tiny_number_keeps_its_digits() -> None:
+    assert [number(value) for value in (0.0, 0.25, 3.0, 0.00042)] == [
+        "0.000",
+        "0.250",
+        "3.000",
+        "0.00042",
+    ]
     assert [clock(seconds) for seconds in (0, 59.6, 65, 600)] == ["0:00", "1:00", "1:05", "10:00"]

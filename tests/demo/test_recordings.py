@@ -1,5 +1,6 @@
 """What strangers upload is refused in words, before it costs memory, or read as it is."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +51,24 @@ def test_what_cannot_be_used_is_refused_in_words(
 ) -> None:
     with pytest.raises(RecordingError, match=words):
         read_recording(bad_files[name])
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda x: x * 32768, "whole numbers were written as a float file"),
+        (lambda x: x * 1e30, "expected -1 to 1"),
+        (lambda x: 0 * x + 0.3, "is silent"),
+        (lambda x: np.where(x == x[9], np.nan, x), "no finite numbers"),
+        (lambda x: np.where(x == x[9], np.inf, x), "no finite numbers"),
+    ],
+)
+def test_impossible_samples_of_a_float_file_are_refused(
+    change: Callable[[np.ndarray], np.ndarray], words: str, tmp_path: Path
+) -> None:
+    soundfile.write(tmp_path / "float.wav", change(NOISE), RATE, "FLOAT")
+    with pytest.raises(RecordingError, match=words):
+        read_recording(tmp_path / "float.wav")
 
 
 def test_near_and_far_of_different_lengths_are_refused(bad_files: dict[str, Path]) -> None:
