@@ -22,7 +22,7 @@ class GmmDetector(ModelDetector):
     has a narrow mixture that only its own clips can reach; the default is one mixture for all.
 
     Args:
-        num_components: Gaussians per mixture; one per clip, if there are fewer clips.
+        num_components: Gaussians per mixture; one per different clip, if those are fewer.
         covariance_type: "diag" or "full". Full ones need many more clips than dimensions.
         regularization: Added to every variance: in squares of the embedding's unit, so smaller than
             the variances, and not much smaller where clips are few.
@@ -64,8 +64,9 @@ class GmmDetector(ModelDetector):
             raise ImportError(
                 "GmmDetector.fit needs scikit-learn: pip install scikit-learn."
             ) from error
-        count = min(self.num_components, len(clips))
         ordered = clips[content_order(clips)].double()
+        # Equal clips would leave Gaussians empty.
+        count = min(self.num_components, len(ordered.unique(dim=0)))
         if len(ordered) == 1:
             ordered = ordered.expand(2, -1)  # scikit-learn takes no single clip
         mixture = GaussianMixture(
@@ -75,12 +76,18 @@ class GmmDetector(ModelDetector):
             random_state=self.seed,
             max_iter=200,
         ).fit(ordered.numpy())
-        return {
+        model = {
             "log_weights": torch.from_numpy(mixture.weights_).log(),
             "means": torch.from_numpy(mixture.means_),
             # Of each Gaussian: 1 / standard deviations, or the factor F of C^-1 = F F'
             "precision_factors": torch.from_numpy(mixture.precisions_cholesky_).contiguous(),
         }
+        missing = min(self.num_components, len(clips)) - count
+        if missing:  # as many in every band: those of weight 0 change nothing
+            for name, values in model.items():
+                model[name] = torch.cat([values, values[:1].expand(missing, *values.shape[1:])])
+            model["log_weights"][count:] = -torch.inf
+        return model
 
     def _score_part(self, model: dict[str, Tensor], query: Tensor, clips: Tensor) -> Tensor:  # noqa: ARG002  the model is enough
         by_component = []

@@ -101,7 +101,8 @@ class ReferenceIndex:
             else:
                 candidates, bound = self._candidates(block, few, rows, hidden)
                 indices, distance = self._measure(block, candidates, k, rows, hidden)
-                if len(doubtful := (distance[:, -1] > bound).nonzero()[:, 0]):
+                # Not `>`: where float32 overflowed, the bound is no number.
+                if len(doubtful := (~(distance[:, -1] <= bound)).nonzero()[:, 0]):
                     indices[doubtful], distance[doubtful] = self._search(
                         block[doubtful], k, rows[doubtful], hidden
                     )
@@ -170,7 +171,8 @@ class ReferenceIndex:
         rounding = 4 * math.sqrt(flat.shape[1]) * 2**-24
         if self.metric == "euclidean":
             longest = (2 * self._halves().amax()).sqrt()
-            last = last - rounding * (lengths + longest).square()
+            underflow = 2 * flat.shape[1] * torch.finfo(torch.float32).tiny
+            last = last - rounding * (lengths + longest).square() - underflow
             return found, (2 * last + lengths.square()).clamp_min(0).sqrt()
         cosine_distance = (1 + (last - rounding * lengths * parts**0.5) / parts).clamp_min(0)
         bound = cosine_distance if self.metric == "cosine" else (2 * cosine_distance).sqrt()

@@ -22,7 +22,7 @@ from nearfar.fused_scores import (
     paired_tables,
     search_input,
 )
-from nearfar.fusion import ScoreFusion
+from nearfar.fusion import ScoreFusion, smallest_of
 from nearfar.fusion_options import WeightOptions
 from nearfar.fusion_run import read_fusion
 from nearfar.score_folder import Scored
@@ -45,16 +45,23 @@ class FusionOptions(WeightOptions):
     )
 
     def check_weights(self) -> None:
-        """Raise ValueError unless two folders or more are fused, with weights from one source."""
+        """Raise ValueError unless two folders or more are fused, each once, by one set of weights.
+
+        A minimum takes none.
+        """
+        self.check_combination()
         folders = self.fuse or []
         ways = ("weights", "weights_from", "search_weights")
         given = [f"--{name}" for name in ways if getattr(self, name)]
         if not folders and given:
             raise ValueError(f"{given[0]} goes with --fuse.")
-        if folders and (len(folders) < 2 or len(given) != 1):
+        if twice := [folder for folder in folders if folders.count(folder) > 1]:
+            raise ValueError(f"--fuse names {twice[0]} more than once. Give each member once.")
+        if folders and (len(folders) < 2 or len(given) != (self.combination == "sum")):
             raise ValueError(
-                "--fuse takes two folders or more, and one of --weights, --weights_from and "
-                f"--search_weights; got {len(folders)} folders and {given or 'none of these'}."
+                "--fuse takes two folders or more, and one of --weights, --weights_from, "
+                "--search_weights and --combination minimum; got "
+                f"{len(folders)} folders and {given or 'none of these'}."
             )
 
 
@@ -136,6 +143,8 @@ def stated_fusion(args: FusionOptions) -> tuple[ScoreFusion, dict[str, Any] | No
             "Weights are searched on score folders. Fuse the members' score folders of the "
             "development set, then give --weights_from the result."
         )
+    if args.combination == "minimum":
+        return smallest_of(len(folders), normalization=args.normalization), None
     if args.weights_from is not None:
         fusion, search = read_fusion(args.weights_from)
     else:

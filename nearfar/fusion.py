@@ -1,4 +1,4 @@
-"""Fusion of several systems' scores: each normalised on its own normal clips, then a weighted sum.
+"""Fusion of several systems' scores: each normalised on its own normal clips, then combined.
 
 A fused score depends on its own clip's scores and on calibration clips, on no other test clip:
 ranks or z-scores among test clips would need the whole test set, and are against the rules.
@@ -7,12 +7,13 @@ ranks or z-scores among test clips would need the whole test set, and are agains
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol, Self
+from typing import Literal, NamedTuple, Protocol, Self, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Normalization = Literal["z", "quantile", "min_max"]
+Combination = Literal["sum", "minimum"]
 
 _TAIL_SHARE = 0.1  # of the calibration scores, at either end, under an exponential tail
 _SUM_TOLERANCE = 1e-6
@@ -122,20 +123,38 @@ NORMALIZERS: dict[str, type[Normalizer]] = {
 class ScoreFusion:
     """Weighted sum of the members' scores, each normalised by its own calibration scores.
 
+    Or the smallest of them, which calls a clip anomalous only where all members do ("Z-MIN" with
+    normalization="z", arXiv 2606.19269).
+
     Args:
         weights: (S,) one per member, none negative, with the sum 1.
         normalization: "z", "quantile" (with exponential tails) or "min_max".
+        combination: "sum", or "minimum", which knows no weights: they are all the same.
 
     See Also:
         weight_search.search_weights, which looks for weights on development labels.
     """
 
-    def __init__(self, weights: Sequence[float], *, normalization: Normalization = "z") -> None:
+    def __init__(
+        self,
+        weights: Sequence[float],
+        *,
+        normalization: Normalization = "z",
+        combination: Combination = "sum",
+    ) -> None:
         self.weights = check_weights(weights)
+        if combination not in get_args(Combination):
+            raise ValueError(f"combination={combination!r} is neither 'sum' nor 'minimum'.")
+        if combination == "minimum" and max(self.weights) - min(self.weights) > _SUM_TOLERANCE:
+            raise ValueError(
+                f"combination='minimum' takes the smallest of the members' scores, which weights "
+                f"such as {list(self.weights)} do not change. Give none, or combination='sum'."
+            )
         if normalization not in NORMALIZERS:
             choices = ", ".join(repr(name) for name in NORMALIZERS)
             raise ValueError(f"normalization={normalization!r} is not one of {choices}.")
         self.normalization: Normalization = normalization
+        self.combination: Combination = combination
         self.normalizers_: dict[str, list[Normalizer]] | None = None  # machine -> one per member
 
     def fit(self, calibration_scores: Mapping[str, Sequence[ArrayLike]]) -> Self:
@@ -206,7 +225,17 @@ class ScoreFusion:
 
         A clip's fused score is the same alone and beside any other clips.
         """
-        return weighted_sum(self.weights, self.normalized(anomaly_scores, machine))
+        normalized = self.normalized(anomaly_scores, machine)
+        if self.combination == "minimum":
+            smallest: NDArray[np.float64] = normalized.min(axis=0)
+            return smallest
+        return weighted_sum(self.weights, normalized)
+
+
+def smallest_of(num_members: int, *, normalization: Normalization = "z") -> ScoreFusion:
+    """Return the fusion that takes the smallest of so many normalised scores."""
+    even = [1 / num_members] * num_members
+    return ScoreFusion(even, normalization=normalization, combination="minimum")
 
 
 def weighted_sum(weights: Sequence[float], normalized: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -6,7 +6,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from nearfar.arguments import nearest_name
-from nearfar.fusion import Normalization, ScoreFusion, check_weights
+from nearfar.fusion import (
+    Combination,
+    Normalization,
+    ScoreFusion,
+    check_weights,
+    smallest_of,
+)
 from nearfar.weight_search import SearchMethod
 
 Mappings = list[dict]  # type: ignore[type-arg] # HfArgumentParser knows no other spelling
@@ -32,6 +38,17 @@ class WeightOptions:
     normalization: Normalization = field(
         default="z", metadata={"help": "A member's scale: z, quantile or min_max."}
     )
+    combination: Combination = field(
+        default="sum", metadata={"help": "sum, weighted; or minimum, which takes no weights."}
+    )
+
+    def check_combination(self) -> None:
+        """Raise ValueError where weights are given, or searched, that a minimum has not."""
+        if self.combination == "minimum" and (self.weights or self.search_weights):
+            raise ValueError(
+                "combination='minimum' takes the smallest of the members' scores. Leave --weights "
+                "and --search_weights out, or take combination='sum'."
+            )
 
 
 @dataclass(kw_only=True)
@@ -108,11 +125,14 @@ def read_members(described: Sequence[Mapping[str, Any]], folder: Path) -> list[M
 
 
 def stated_weights(options: WeightOptions, num_members: int) -> ScoreFusion | None:
-    """Return the fusion with the stated weights; None where they are to be searched.
+    """Return the fusion with the stated weights, or with none; None where they are to be searched.
 
     Raises:
-        ValueError: There are no weights, or not one for each member.
+        ValueError: There are no weights, not one for each member, or some that do not count.
     """
+    options.check_combination()
+    if options.combination == "minimum":
+        return smallest_of(num_members, normalization=options.normalization)
     if options.weights is None:
         if not options.search_weights:
             raise ValueError("A fusion needs weights, one per member, or search_weights.")

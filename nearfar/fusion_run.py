@@ -152,6 +152,7 @@ def write_fusion(
         "members": list(members),
         "weights": list(fusion.weights),
         "normalization": fusion.normalization,
+        "combination": fusion.combination,
         "search": search,
     }
     write_json(folder / FUSION_FILE, described)
@@ -169,7 +170,11 @@ def read_fusion(folder: Path) -> tuple[ScoreFusion, dict[str, Any] | None]:
         raise FileNotFoundError(f"There is no {path}. Make it with score.py --fuse.")
     try:
         described = read_json(path)
-        fusion = ScoreFusion(described["weights"], normalization=described["normalization"])
+        fusion = ScoreFusion(
+            described["weights"],
+            normalization=described["normalization"],
+            combination=described.get("combination", "sum"),  # older ones know no other
+        )
         return fusion, described["search"]
     except (KeyError, TypeError) as error:
         raise ValueError(f"{path} is not a fusion ({error!r}). Make it anew.") from error
@@ -196,6 +201,8 @@ def _card(
         for name, weight in zip(names, fusion.weights, strict=True)
     ]
     found = "The weights were stated, not searched."
+    if fusion.combination == "minimum":
+        found = "The smallest of the scores counts, so the weights decide nothing."
     if search is not None:
         nested, optimistic = (search[key]["estimate"] for key in ("nested", "optimistic"))
         found = (
@@ -208,6 +215,7 @@ def _card(
         num_members=len(names),
         members="\n".join(rows),
         normalization=fusion.normalization,
+        combined="weighted sum" if fusion.combination == "sum" else "minimum",
         found=found,
         false_alarms=false_alarms,
         **licenses,

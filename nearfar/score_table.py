@@ -199,7 +199,11 @@ def _check_rows(path: Path, rows: Sequence[Mapping[str, str | None]]) -> None:
             raise ValueError(
                 f"{path} has {machine}/{name} twice, in lines {first} and {line}. Make it anew."
             )
-        for column, words in (("domain", DOMAINS), ("condition", CONDITIONS)):
+        for column, words in (
+            ("domain", DOMAINS),
+            ("condition", CONDITIONS),
+            ("decision", ("0", "1")),
+        ):
             if row[column] and row[column] not in words:
                 raise ValueError(
                     f"{path}, line {line}: the {column} of {machine}/{name} is {row[column]!r}, "

@@ -92,6 +92,24 @@ def test_a_fusions_run_folder_scores_as_the_fused_score_folders(
     assert read_metrics(tmp_path)["frozen_encoder"] is True
 
 
+def test_a_minimum_of_the_members_is_kept_by_both_kinds_of_folder(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    for kind in ("scores", "run"):
+        fuse(kind, folders, tmp_path / kind, "--combination", "minimum")
+        assert read_fusion(tmp_path / kind)[0].combination == "minimum"
+    assert "The minimum of 2 systems' anomaly scores" in (tmp_path / "run/README.md").read_text()
+    least = ScoreTable.read_csv(tmp_path / "scores" / "scores.csv").anomaly_scores
+    normalized = []
+    for name in ("first", "second"):
+        member = ScoreTable.read_csv(folders[f"scores {name}"] / "scores.csv")
+        held_out = read_json(folders[f"scores {name}"] / "calibration_scores.json")
+        scales = [np.array(held_out[machine]["anomaly_scores"]) for machine in member.machines]
+        mean, deviation = np.array([(s.mean(), s.std(ddof=1)) for s in scales]).T
+        normalized.append((member.anomaly_scores - mean) / deviation)
+    np.testing.assert_allclose(least, np.minimum(*normalized), rtol=1e-9)
+
+
 def test_a_clip_scores_alone_in_a_fusion_as_among_all(
     fused: dict[str, Path], factory_dir: Path
 ) -> None:
@@ -218,8 +236,9 @@ def test_a_bayesian_search_is_made_by_the_command_too(
         ("scores", ["--weights", 0.5, 0.6], r"must have the sum 1"),
         ("run", ["--weights", 0.5, 0.6], r"must have the sum 1"),
         ("scores", ["--weights", 0.2, 0.3, 0.5], r"3 weights came for 2 folders"),
-        ("scores", [], r"one of --weights, --weights_from and --search_weights"),
+        ("scores", [], r"one of --weights, --weights_from, --search_weights and"),
         ("scores", ["--weights", 0.5, 0.5, "--search_weights"], r"one of --weights"),
+        ("run", ["--combination", "minimum", "--weights", 0.5, 0.5], r"Leave --weights and"),
         ("run", ["--search_weights"], r"Weights are searched on score folders"),
         ("scores", ["--search_weights", "--ground_truth", "."], r"never on an evaluation set's"),
         ("scores", ["--weights", 0.5, 0.5, "--model", "."], r"Give either --model"),
@@ -240,6 +259,12 @@ def test_a_fusion_does_not_overwrite_its_member(folders: dict[str, Path], kind: 
     with pytest.raises(ValueError, match="is a member of the fusion"):
         fuse(kind, folders, member, "--weights", 0.5, 0.5)
     assert sorted(path.name for path in member.iterdir()) == before
+
+
+def test_a_member_is_fused_once(folders: dict[str, Path], tmp_path: Path) -> None:
+    twice = dict.fromkeys(("scores first", "scores second"), folders["scores first"])
+    with pytest.raises(ValueError, match=r"more than once\. Give each member once"):
+        fuse("scores", twice, tmp_path / "out", "--weights", 0.5, 0.5)
 
 
 def test_a_fusion_has_a_drift_but_neither_embeddings_nor_maps(

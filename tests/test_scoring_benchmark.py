@@ -31,6 +31,17 @@ def test_every_size_has_a_line_and_is_measured_once(monkeypatch, tmp_path, capsy
     assert capsys.readouterr().out == table
 
 
+def test_beside_large_banks_ours_is_held_against_the_fastest_other() -> None:
+    times = {"ours": 2.0, "product_pass": 1.0, "sklearn": 5.0, "faiss": 3.0}
+    row = {"references": 10_000, "batch_size": 64, "threads": 1, "milliseconds": times}
+    small = row | {"references": 9_999}
+    alone = row | {"milliseconds": {"ours": 2.0, "faiss_pass": 1.0}}
+    assert scoring.format_verdict([small, row, alone]) == [
+        "10000 references, 64 clips, threads: 1: ours is 1.50 times as fast as the fastest other, "
+        "faiss"
+    ]
+
+
 def test_all_libraries_compute_with_the_threads_asked_for(monkeypatch, tmp_path) -> None:
     seen = []
     monkeypatch.setattr(

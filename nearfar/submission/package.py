@@ -92,7 +92,7 @@ def package_faults(path: Path, *, expected: Clips | None = None) -> list[str]:
     """Return a sentence on each fault of a submission; empty if all is well.
 
     Args:
-        path: The folder that holds `task2/`, that folder itself, or a zip of it.
+        path: The folder that holds `task2/`, that folder itself, or a zip that holds it.
         expected: Per (machine type, section), the test clips' base names. Without it the systems
             are compared with each other, and gaps in the clips' numbers are faults.
 
@@ -105,7 +105,7 @@ def package_faults(path: Path, *, expected: Clips | None = None) -> list[str]:
                 with zipfile.ZipFile(path) as archive:
                     archive.extractall(folder)
             except zipfile.BadZipFile as error:
-                return [f"{path.name} is not a zip file, or is damaged ({error})."]
+                return [f"{path.name} is no whole zip file: {error}."]
             except (RuntimeError, NotImplementedError) as error:  # encrypted, or packed otherwise
                 return [f"{path.name} cannot be unpacked ({error}). Zip it without a password."]
             strays = sorted(entry.name for entry in Path(folder).iterdir() if entry.name != TASK)

@@ -68,10 +68,6 @@ EACH = ["knn", "mahalanobis", "kmeans", "gmm", "lof", "norm"]
 DOMAINS = ["source"] * 15 + ["target"] * 4 + [None]
 
 
-# scikit-learn says so of a mixture of equal clips, and is right.
-equal_clips_are_legal = pytest.mark.filterwarnings("ignore:Number of distinct clusters")
-
-
 def clips(count: int, *, seed: int) -> Tensor:
     """Return embeddings (count, 2 views, 2 bands, 6) around one point, as normal clips are."""
     generator = torch.Generator().manual_seed(seed)

@@ -14,10 +14,7 @@ from tests.modeling.detector_cases import (
     LEFT_OUT,
     cases,
     clips,
-    equal_clips_are_legal,
 )
-
-pytestmark = equal_clips_are_legal
 
 
 def test_every_detector_is_held_to_the_contract() -> None:
@@ -109,6 +106,7 @@ def test_one_reference_of_each_domain_is_enough_to_score(new_detector, reference
     assert known < unknown < torch.inf
 
 
+@pytest.mark.filterwarnings("error")
 def test_constant_embeddings_are_told_from_what_is_not_there(new_detector, references) -> None:
     """Silence, or a broken microphone: the references do not vary at all."""
     same = references[:1].expand(20, -1, -1, -1)
@@ -119,6 +117,7 @@ def test_constant_embeddings_are_told_from_what_is_not_there(new_detector, refer
         assert detector.leave_one_out().isfinite().all()
 
 
+@pytest.mark.filterwarnings("error")
 def test_duplicate_references_leave_scores_finite_and_in_order(new_detector, references) -> None:
     twice = new_detector().fit(torch.cat([references, references]), domains=DOMAINS * 2)
     known, unknown = twice.anomaly_score(torch.stack([references[3], -5 * references[3]]))

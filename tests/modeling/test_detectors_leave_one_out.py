@@ -12,10 +12,7 @@ from tests.modeling.detector_cases import (
     REFITTED,
     cases,
     clips,
-    equal_clips_are_legal,
 )
-
-pytestmark = equal_clips_are_legal
 
 
 @cases(LEFT_OUT)

@@ -47,6 +47,16 @@ def test_the_nearest_are_those_of_all_distances(metric, parts) -> None:
         torch.testing.assert_close(distance, due.values[:, :k], rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.parametrize("scale", [1e-24, 1e24])
+def test_lengths_whose_squares_float32_cannot_hold_are_searched_in_float64(scale) -> None:
+    references, query = (scale * noise(n, 1, 1, 12, seed=n) for n in (300, 8))
+    assert float(references[0].square().sum()) in (0.0, float("inf"))
+    due = all_distances(query, references, "euclidean").sort(dim=1)
+    found, distance = ReferenceIndex(references, "euclidean").nearest(query, 3)
+    assert torch.equal(found, due.indices[:, :3])
+    torch.testing.assert_close(distance, due.values[:, :3], rtol=1e-12, atol=0.0)
+
+
 @pytest.mark.usefixtures("small_blocks")
 @pytest.mark.parametrize("metric", METRICS)
 def test_neighbours_closer_together_than_float32_tells_are_told_apart(metric, monkeypatch) -> None:

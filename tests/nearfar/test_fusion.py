@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from nearfar.fusion import NORMALIZERS, ScoreFusion, check_weights
+from nearfar.fusion import NORMALIZERS, ScoreFusion, check_weights, smallest_of
 
 FAN = "2026/fan/00"
 RNG = np.random.default_rng(0)
@@ -94,6 +94,20 @@ def test_few_or_tied_calibration_scores_still_give_a_rising_scale(count: int) ->
             result = normalizer.fit(calibration).transform(grid)
             assert np.isfinite(result).all()
             assert (np.diff(result) > 0).all()
+
+
+def test_a_minimum_is_the_smallest_normalised_score_and_knows_no_weights() -> None:
+    fusion = smallest_of(2).fit({FAN: CALIBRATION})
+    scores = new_scores()
+    z = [(s - c.mean()) / c.std(ddof=1) for s, c in zip(scores, CALIBRATION, strict=True)]
+    np.testing.assert_allclose(fusion.transform(scores, FAN), np.minimum(*z), rtol=1e-12)
+    alone = [fusion.transform([score[[i]] for score in scores], FAN)[0] for i in range(30)]
+    assert alone == fusion.transform(scores, FAN).tolist()
+    assert len(set(np.minimum(*z) == z[0])) == 2  # either is the smaller one at times
+    with pytest.raises(ValueError, match=r"weights such as \[0.4, 0.6\] do not change"):
+        ScoreFusion((0.4, 0.6), combination="minimum")
+    with pytest.raises(ValueError, match="'max' is neither 'sum' nor 'minimum'"):
+        ScoreFusion((0.5, 0.5), combination="max")
 
 
 def test_machines_have_scales_of_their_own() -> None:

@@ -57,6 +57,16 @@ def test_stated_weights_win_over_a_search_and_none_of_both_is_refused() -> None:
         stated_weights(WeightOptions(weights=[0.5, 0.5]), 3)
 
 
+def test_a_minimum_needs_no_weights_and_refuses_them() -> None:
+    fusion = stated_weights(WeightOptions(combination="minimum", normalization="quantile"), 3)
+    assert fusion is not None
+    assert (fusion.combination, fusion.normalization) == ("minimum", "quantile")
+    assert len(fusion.weights) == 3
+    for wrong in ({"weights": [0.5, 0.5]}, {"search_weights": True}):
+        with pytest.raises(ValueError, match="Leave --weights and --search_weights out"):
+            stated_weights(WeightOptions(combination="minimum", **wrong), 2)
+
+
 def test_checkpoints_are_told_by_the_model_type_of_the_encoder() -> None:
     types = ["nearfar_eat", "nearfar_beats"]
     pairs = ["nearfar_eat=a=b.pt", "nearfar_beats=c"]

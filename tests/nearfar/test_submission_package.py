@@ -106,7 +106,9 @@ def test_the_zip_holds_the_same_and_is_checked_likewise(package: Path) -> None:
     assert sorted(names) == sorted(path.relative_to(package).as_posix() for path in files)
     assert package_faults(archive) == []
     (package / "broken.zip").write_text("no zip")
-    assert package_faults(package / "broken.zip") == ["broken.zip is not a zip file."]
+    assert package_faults(package / "broken.zip") == [
+        "broken.zip is no whole zip file: File is not a zip file."
+    ]
 
 
 def test_a_package_written_again_is_the_same_bytes(package: Path, tmp_path: Path) -> None:
