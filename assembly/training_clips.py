@@ -9,9 +9,10 @@ from accelerate import Accelerator, PartialState
 from datasets import Dataset
 from numpy.typing import NDArray
 
-from data_scripts.near_far import known, load_near_far
+from data_scripts.near_far import decoded, known, load_near_far
 from nearfar.splits import fold_numbers, held_out_rows
 from nearfar.training_arguments import TrainArguments
+from nearfar.training_clips import sound_digest
 
 
 class TrainingClips(NamedTuple):
@@ -30,10 +31,14 @@ class TrainingClips(NamedTuple):
     folds: NDArray[np.int64] | None
 
     def digest(self) -> str:
-        """Return a digest of which clips there are, and which of them are kept back."""
+        """Return a digest of which clips there are, how they sound, and which are kept back."""
         kept = [] if self.held_out is None else known(self.held_out)
         names = [[(row["machine"], row["file_name"]) for row in rows] for rows in (self.rows, kept)]
-        return hashlib.sha256(json.dumps(names).encode()).hexdigest()
+        digest = hashlib.sha256(json.dumps(names).encode())
+        if isinstance(self.references, Dataset):
+            heard = decoded(self.references)
+            digest.update(sound_digest(heard, range(len(self.rows))).encode())
+        return digest.hexdigest()
 
 
 def training_clips(args: TrainArguments, accelerator: Accelerator | PartialState) -> TrainingClips:

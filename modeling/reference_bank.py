@@ -37,7 +37,7 @@ TENSORS_NAME = "reference_bank.safetensors"
 JSON_NAME = "reference_bank.json"
 
 # What of a feature extractor changes how a clip is heard; the rest only refuses clips.
-EXTRACTOR_SETTINGS = ("sampling_rate", "padding_value", "peak_normalize")
+EXTRACTOR_SETTINGS = ("sampling_rate", "padding_value", "peak_normalize", "clip_seconds")
 
 PROBE_SAMPLES = 16_000
 # Largest relative error (L2) of a fingerprint. At BEATs-base's size, bfloat16 is off by 0.007 and

@@ -23,6 +23,7 @@ from tqdm.auto import tqdm
 from nearfar.checkpoints import nothing_saved
 from nearfar.embeddings import model_inputs
 from nearfar.training import TrainingInterruptedError, termination_flag
+from nearfar.training_clips import sound_digest
 from nearfar.training_options import TrainingOptions
 
 logger = logging.getLogger(__name__)
@@ -114,7 +115,12 @@ def train_autoencoders(
     machines = list(model.config.machines)
     of_machine = {m: [i for i, row in enumerate(rows) if row["machine"] == m] for m in machines}
     digests = {
-        machine: training_digest([rows[i] for i in indices], model.config, options)
+        machine: training_digest(
+            [rows[i] for i in indices],
+            model.config,
+            options,
+            sound=sound_digest(clips, indices),
+        )
         for machine, indices in of_machine.items()
     }
     with termination_flag() as interrupted:
@@ -427,9 +433,12 @@ def training_digest(
     rows: Sequence[Mapping[str, Any]],
     config: Any,  # noqa: ANN401 - an AutoencoderConfig
     options: TrainingOptions,
+    *,
+    sound: str,
 ) -> str:
-    """Return a digest of all that a machine's weights depend on, but for the clips' samples."""
+    """Return a digest of all that a machine's weights depend on; `sound` is that of its clips."""
     described = {
+        "sound": sound,
         "clips": [(row["file_name"], row["domain"]) for row in rows],
         "config": {
             name: value
