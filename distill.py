@@ -14,9 +14,8 @@ from typing import Any, Literal
 import numpy as np
 from accelerate import Accelerator
 from torch import nn
-from transformers import AutoConfig
 
-from assembly.encoders import load_encoder
+from assembly.encoders import load_encoder, saved_type
 from data_scripts.near_far import decoded, known, load_near_far
 from modeling import (
     AsdConfig,
@@ -163,7 +162,7 @@ def build_student(args: DistillArguments) -> NoiseAwareModel:
 def load_teacher(args: DistillArguments) -> Any:  # noqa: ANN401 - one of ENCODERS
     """Return the pre-trained encoder: as train.py takes it, or that of a detector's run folder."""
     path = args.encoder_checkpoint
-    if path.is_dir() and AutoConfig.from_pretrained(path).model_type == AsdConfig.model_type:
+    if saved_type(path) == AsdConfig.model_type:
         return AsdModel.from_pretrained(path).encoder
     return load_encoder(args)
 

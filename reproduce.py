@@ -38,7 +38,9 @@ class ReproduceArguments:
     """Arguments of reproduce.py."""
 
     data_dir: Path = field(metadata={"help": "Recordings of 2026, in the official layout."})
-    output_dir: Path = field(metadata={"help": "Holds runs and scores of every seed."})
+    output_dir: Path = field(
+        default=Path("runs/reproduced"), metadata={"help": "Holds runs and scores of every seed."}
+    )
     checkpoints: Path | None = field(
         default=None,
         metadata={"help": "Folder of the encoders' weights, named as their authors name them."},

@@ -86,6 +86,7 @@ def fit_model(
         sampling_rate=encoder.config.sampling_rate,
         min_num_samples=encoder.num_samples_per_patch,
         peak_normalize=args.peak_normalize,
+        clip_seconds=args.clip_seconds,
     )
     guard = guard_machines(args, references, feature_extractor, accelerator)
     strengths = {machine: decision.strength for machine, decision in guard.items()}

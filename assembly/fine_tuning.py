@@ -55,6 +55,8 @@ def fine_tune(
         len(validation),
         labels.num_classes,
     )
+    if args.clip_memory_gib:
+        training_clips.remember(args.clip_memory_gib)
     network: Any = model if args.lora_rank is None else with_lora(model, args)
     if args.activation_checkpointing:  # PEFT would look for token embeddings, were it on before
         model.activation_checkpointing_enable()

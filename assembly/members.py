@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 # Of no account for what a member becomes.
 _BOOKKEEPING = {
     *("logging_steps", "save_steps", "dataloader_num_workers", "extraction_batch_size"),
-    *("activation_checkpointing", "smoke"),
+    *("activation_checkpointing", "clip_memory_gib", "smoke"),
 }
 _SHARED_LOCALS = ("data_dir", "report_to", "num_proc")
 

@@ -23,8 +23,6 @@ from nearfar.training_arguments import TrainArguments, resolved_recipe
 if TYPE_CHECKING:
     from peft import PeftModel  # of the extra "train"
 
-PROFILE_CLIPS = 50  # references whose mean an anomaly map compares with, per machine
-
 
 class System(NamedTuple):
     """What training made, before a bank is filled.
@@ -61,8 +59,8 @@ def write_detector(
     if held_out is not None:
         calibrating = embedder(model.base_model, held_out, "calibration")
     profiles = None
-    if args.kind == "model":
-        some = references.select(spread_rows(table.machines, per_machine=PROFILE_CLIPS))
+    if args.kind == "model" and args.profile_clips:
+        some = references.select(spread_rows(table.machines, per_machine=args.profile_clips))
         profiles = embedder(BandMeans(model), some, "profiles")
     model.to("cpu")  # type: ignore[arg-type] # transformers types it as if it took a dtype alone
     bank = ReferenceBank(

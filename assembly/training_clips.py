@@ -14,6 +14,7 @@ from data_scripts.streamed import stream_published
 from nearfar.clip_streams import ClipStream
 from nearfar.splits import fold_numbers, held_out_rows
 from nearfar.training_arguments import TrainArguments
+from nearfar.training_clips import sound_digest
 
 Clips: TypeAlias = Dataset | ClipStream  # decoded when they are read
 
@@ -34,10 +35,16 @@ class TrainingClips(NamedTuple):
     folds: NDArray[np.int64] | None
 
     def digest(self) -> str:
-        """Return a digest of which clips there are, and which of them are kept back."""
+        """Return a digest of which clips there are, how they sound, and which are kept back.
+
+        Of a stream's sound nothing is heard, as to hear some of it is to read all.
+        """
         kept = [] if self.held_out is None else rows_of(self.held_out)
         names = [[(row["machine"], row["file_name"]) for row in rows] for rows in (self.rows, kept)]
-        return hashlib.sha256(json.dumps(names).encode()).hexdigest()
+        digest = hashlib.sha256(json.dumps(names).encode())
+        if isinstance(self.references, Dataset):
+            digest.update(sound_digest(self.references, range(len(self.rows))).encode())
+        return digest.hexdigest()
 
 
 def training_clips(args: TrainArguments, accelerator: Accelerator | PartialState) -> TrainingClips:

@@ -99,15 +99,19 @@ def distil(names: Sequence[str], folder: Path, args: NoiseAwareArguments) -> Non
     steps = [lora.simulation(data, PAIRS_SEED, size)]
     for name in names:
         student = student_folder(folder, name, args.preset)
-        command = [sys.executable, ROOT / "distill.py", "--data_dir", data, *DISTILLATION]
-        command += ["--encoder_checkpoint", lora.encoder_folder(folder, name)]
-        command += ["--output_dir", student, "--seed", PAIRS_SEED]
-        if latest_checkpoint(student / "trainer_state"):
-            command += ["--resume_from_checkpoint", "latest"]
-        steps.append(command)
+        steps.append(distillation(data, lora.encoder_folder(folder, name), student, PAIRS_SEED))
     run_steps(steps, folder / "cache")
     if not args.keep_data:
         shutil.rmtree(data)
+
+
+def distillation(data: Path, teacher: Path, student: Path, seed: int) -> list[Any]:
+    """Return the command that makes an encoder noise-aware; it goes on where it was interrupted."""
+    command = [sys.executable, ROOT / "distill.py", "--data_dir", data, *DISTILLATION]
+    command += ["--encoder_checkpoint", teacher, "--output_dir", student, "--seed", seed]
+    if latest_checkpoint(student / "trainer_state"):
+        command += ["--resume_from_checkpoint", "latest"]
+    return command
 
 
 def evaluate(names: Sequence[str], seed: int, folder: Path, args: NoiseAwareArguments) -> None:

@@ -18,8 +18,9 @@ from nearfar.arguments import parse_arguments
 from nearfar.files import read_yaml
 from nearfar.in_process import as_words
 
-PRETRAINED, RANDOM = "pretrained", "random"
+PRETRAINED, RANDOM, NOISE_AWARE = ENCODERS = ("pretrained", "random", "noise_aware")
 
+OWN_KEYS = ("recipe", "encoder", "networks")  # of a row, beside train.py's arguments
 Commands = list[tuple[ModuleType, list[Any]]]
 
 
@@ -29,13 +30,15 @@ class Row:
 
     Attributes:
         values: Arguments of `script`, all but paths and seed.
-        encoder: PRETRAINED, RANDOM, or "" for none.
+        encoder: Of ENCODERS, or "" for none.
         script: train.py or benchmarks.log_mel.
+        networks: Rows of one name here train the same networks; "" is a row's own.
     """
 
     values: dict[str, Any]
     encoder: str
     script: ModuleType
+    networks: str = ""
 
     def check(self) -> None:
         """Raise ValueError where the script does not take a value."""
@@ -43,14 +46,29 @@ class Row:
         arguments = train.TrainArguments if self.script is train else log_mel.LogMelArguments
         parse_arguments(arguments, words)
 
-    def commands(self, *, data: Path, folder: Path, encoder: Path, seed: int) -> Commands:
+    def weights(self, encoders: Mapping[str, Path]) -> Path | None:
+        """Return the folder of the encoder that the row starts from, or has the size of."""
+        if not self.encoder:
+            return None
+        return encoders[PRETRAINED if self.encoder == RANDOM else self.encoder]
+
+    def commands(
+        self,
+        *,
+        data: Path,
+        folder: Path,
+        encoders: Mapping[str, Path],
+        seed: int,
+        networks: Path | None = None,
+    ) -> Commands:
         """Return what to run one after the other; the last one writes `folder`/scores.
 
         Args:
             data: Recordings.
             folder: For the run and its scores.
-            encoder: Folder of the pre-trained encoder.
+            encoders: Of ENCODERS -> its folder; RANDOM has none.
             seed: Of the training.
+            networks: Training states of the row's networks, if they are trained.
         """
         scores = ["--data_dir", data, "--output_dir", folder / "scores"]
         if self.script is not train:
@@ -64,13 +82,14 @@ class Row:
             "--seed",
             seed,
         ]
-        if self.encoder == PRETRAINED:
-            words += ["--encoder_checkpoint", encoder]
-        elif self.encoder == RANDOM:
-            words += [
-                "--encoder_config",
-                json.dumps(config_values(AutoConfig.from_pretrained(encoder))),
-            ]
+        weights = self.weights(encoders)
+        if self.encoder == RANDOM:
+            config = config_values(AutoConfig.from_pretrained(weights))
+            words += ["--encoder_config", json.dumps(config)]
+        elif weights is not None:
+            words += ["--encoder_checkpoint", weights]
+        if networks is not None:
+            words += ["--resume_from_checkpoint", networks]
         evaluate = ["--model", folder / "run", *scores, "--num_resamples", 0]
         return [(train, words), (score, evaluate)]
 
@@ -167,7 +186,7 @@ def make_row(
         values = {**others[like], **values}
     if "log_mel" in values:
         return Row(dict(values["log_mel"]), "", log_mel)
-    own = {key: value for key, value in values.items() if key not in ("recipe", "encoder")}
+    own = {key: value for key, value in values.items() if key not in OWN_KEYS}
     recipe: dict[str, Any] = {}
     if "recipe" in values:
         path = ROOT / "recipes" / f"{values['recipe']}.yaml"
@@ -176,8 +195,8 @@ def make_row(
         recipe = read_yaml(path, f"Recipe {path}")
         recipe.pop("seed", None)  # the factory's
     if {**recipe, **own}.get("kind") == "autoencoder":
-        return Row(recipe | own, "", train)
+        return Row(recipe | own, "", train, values.get("networks", ""))
     encoder = values.get("encoder", PRETRAINED)
-    if encoder not in (PRETRAINED, RANDOM):
-        raise ValueError(f"encoder={encoder!r} is neither {PRETRAINED!r} nor {RANDOM!r}.")
-    return Row(recipe | dict(shared) | own, encoder, train)
+    if encoder not in ENCODERS:
+        raise ValueError(f"encoder={encoder!r} is none of {list(ENCODERS)}.")
+    return Row(recipe | dict(shared) | own, encoder, train, values.get("networks", ""))

@@ -1,10 +1,11 @@
 """What each objective is worth on factories that nothing was tuned on, and what each part of one.
 
-A small encoder is pre-trained on nine machines of another factory. For each factory seed: simulate
-three machines of the preset `challenge`, and train and score every row of `objectives.yaml` on them
-by train.py and score.py, with equal budgets. Then two tables: official scores, and how far each row
-is ahead of the one that its table compares with, paired over factories. Rows that are done are not
-done again. Several of these commands may run at once: each takes the seeds that are free.
+A small encoder is pre-trained on nine machines of another factory, and made noise-aware by their
+simulated pairs. For each factory seed: simulate three machines of the preset `challenge`, and train
+and score every row of `objectives.yaml` on them by train.py and score.py, with equal budgets. Then
+two tables: official scores, and how far each row is ahead of the one that its table compares with,
+paired over factories. Rows that are done are not done again. Several of these commands may run at
+once: each takes the seeds that are free.
 
 python -m benchmarks.objectives --output_dir runs/objectives
 """
@@ -15,7 +16,7 @@ import io
 import logging
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,9 @@ from filelock import FileLock, Timeout
 from benchmarks import lora
 from benchmarks.compare import METRICS
 from benchmarks.front_ends import format_interval
-from benchmarks.objective_tables import Row, Table, read_tables
-from benchmarks.quickstart import ROOT
+from benchmarks.noise_aware import distillation
+from benchmarks.objective_tables import NOISE_AWARE, PRETRAINED, Row, Table, read_tables
+from benchmarks.quickstart import ROOT, run_steps
 from data_scripts.factory import simulate_factory
 from nearfar.arguments import check_names, parse_arguments, script
 from nearfar.evaluation import read_metrics
@@ -40,7 +42,7 @@ ENCODER = "beats"  # of lora.ENCODERS
 # Full training on near, and one vector a clip, as most rows read it.
 PRETRAINING = [*lora.PRETRAINING, "--front_end", "near", "--join_bands", "false"]
 PRETRAINING += ["--pooling_options", '{"keep_bands": false}']
-PRETRAINING_FACTORY = [*lora.PRETRAINING_FACTORY, "--preset", "challenge"]
+PRETRAINING_FACTORY = [*lora.PRETRAINING_FACTORY, "--preset", "challenge", "--components"]
 SIZES = ("machines", "source_train", "target_train", "test_per_group", "seconds")
 
 
@@ -66,7 +68,9 @@ class ObjectivesArguments:
     test_per_group: int = field(
         default=25, metadata={"help": "Test clips per domain and condition."}
     )
-    seconds: float = field(default=6.0, metadata={"help": "Length of a clip."})
+    seconds: float | None = field(
+        default=6.0, metadata={"help": "Length of a clip; none: 6 to 16, by machine."}
+    )
     keep_data: bool = field(default=False, metadata={"help": "Keep the simulated recordings."})
     print_only: bool = field(default=False, metadata={"help": "Only print what is done."})
 
@@ -89,7 +93,7 @@ def main() -> None:
 
 def work(rows: Mapping[str, Row], args: ObjectivesArguments) -> list[str]:
     """Do what is not done, free seeds first; return what failed."""
-    encoder = pretrained_encoder(args)
+    encoders = made_encoders(args, {row.encoder for row in rows.values()})
     failures: list[str] = []
     waiting = list(args.seeds)
     for seconds in (0.0, -1.0):  # then wait for other processes
@@ -97,45 +101,60 @@ def work(rows: Mapping[str, Row], args: ObjectivesArguments) -> list[str]:
             seed_dir(args, seed).mkdir(parents=True, exist_ok=True)
             with contextlib.suppress(Timeout):
                 with FileLock(seed_dir(args, seed) / ".lock", timeout=seconds):
-                    failures += evaluate_seed(rows, seed, encoder, args)
+                    failures += evaluate_seed(rows, seed, encoders, args)
                 waiting.remove(seed)
     return failures
 
 
-def pretrained_encoder(args: ObjectivesArguments) -> Path:
-    """Return the folder of the encoder that all rows start from; one process makes it."""
+def made_encoders(args: ObjectivesArguments, wanted: Set[str]) -> dict[str, Path]:
+    """Return the folders of the encoders that rows start from; one process makes them.
+
+    Args:
+        args: Of the benchmark.
+        wanted: Of ENCODERS; the noise-aware one is made only for a row of it.
+    """
+    folder = (args.output_dir / "pretraining").resolve()
+    made = {PRETRAINED: lora.encoder_folder(folder, ENCODER)}
     if args.encoder_checkpoint is not None:
         if not (args.encoder_checkpoint / lora.ENCODER_FILE).is_file():
             raise FileNotFoundError(
                 f"{args.encoder_checkpoint} is no folder of an encoder. Make one with `python -m "
                 "modeling.convert_original`."
             )
-        return args.encoder_checkpoint.resolve()
-    folder = (args.output_dir / "pretraining").resolve()
-    encoder = lora.encoder_folder(folder, ENCODER)
+        made[PRETRAINED] = args.encoder_checkpoint.resolve()
+    if NOISE_AWARE in wanted:
+        made[NOISE_AWARE] = folder / NOISE_AWARE
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".lock"):
-        if not (encoder / lora.ENCODER_FILE).is_file():
+        missing = {n for n, place in made.items() if not (place / lora.ENCODER_FILE).is_file()}
+        if PRETRAINED in missing:
             lora.pretrain(
                 [ENCODER],
                 folder,
                 factory=PRETRAINING_FACTORY,
                 training=PRETRAINING,
-                keep_data=args.keep_data,
+                keep_data=args.keep_data or NOISE_AWARE in missing,
             )
-    return encoder
+        if NOISE_AWARE in missing:
+            data, seed = folder / "data" / "pretraining", lora.PRETRAINING_SEED
+            teach = distillation(data, made[PRETRAINED], made[NOISE_AWARE], seed)
+            pairs = lora.simulation(data, seed, PRETRAINING_FACTORY)
+            run_steps([pairs, teach], folder / "cache")
+            if not args.keep_data:
+                shutil.rmtree(data)
+    return made
 
 
 def evaluate_seed(
-    rows: Mapping[str, Row], seed: int, encoder: Path, args: ObjectivesArguments
+    rows: Mapping[str, Row], seed: int, encoders: Mapping[str, Path], args: ObjectivesArguments
 ) -> list[str]:
     """Do the rows of a factory that are not done; return what failed."""
-    settings = {name: setting(row, encoder, args) for name, row in rows.items()}
+    settings = {name: setting(row, encoders, args) for name, row in rows.items()}
     pending = [n for n in rows if not is_done(result_file(args, seed, n), settings[n])]
     if not pending:
         return []
     folder = seed_dir(args, seed).resolve()
-    data, system = folder / "data", folder / "system"
+    data, system, networks = folder / "data", folder / "system", folder / "networks"
     simulate_factory(
         data,
         num_machines=args.machines,
@@ -147,11 +166,16 @@ def evaluate_seed(
         preset="challenge",
         show_progress=True,
     )
+    shutil.rmtree(networks, ignore_errors=True)  # of a command that was stopped
     failures = []
     for name in pending:
         shutil.rmtree(system, ignore_errors=True)
         started = time.process_time()
-        commands = rows[name].commands(data=data, folder=system, encoder=encoder, seed=seed)
+        shared = networks / rows[name].networks if rows[name].networks else None
+        trained = shared if shared is not None and shared.is_dir() else None
+        commands = rows[name].commands(
+            data=data, folder=system, encoders=encoders, seed=seed, networks=trained
+        )
         try:
             with private_cache(folder / "cache"), quiet():
                 for module, words in commands:
@@ -160,6 +184,8 @@ def evaluate_seed(
             failures.append(f"{name}, factory {seed}: {error}")
             print(failures[-1], flush=True)
             continue
+        if shared is not None and trained is None:
+            shutil.copytree(system / "run" / "trainer_state", shared)
         metrics = read_metrics(system / "scores")
         values = {
             machine: [of[key] for key in METRICS] for machine, of in metrics["machines"].items()
@@ -173,18 +199,19 @@ def evaluate_seed(
             f"{result['seconds']:.0f} s",
             flush=True,
         )
-    shutil.rmtree(system, ignore_errors=True)
-    shutil.rmtree(folder / "cache", ignore_errors=True)
+    for used in (system, networks, folder / "cache"):
+        shutil.rmtree(used, ignore_errors=True)
     if not args.keep_data:
         shutil.rmtree(data)
     return failures
 
 
-def setting(row: Row, encoder: Path, args: ObjectivesArguments) -> dict[str, Any]:
+def setting(row: Row, encoders: Mapping[str, Path], args: ObjectivesArguments) -> dict[str, Any]:
     """Return what decides a row's scores beside the seed, as JSON gives it back."""
     sizes = {name: getattr(args, name) for name in SIZES}
+    weights = row.weights(encoders)
     digest = hashlib.sha256()
-    for path in sorted(encoder.glob("*.safetensors")) if row.encoder else []:
+    for path in sorted(weights.glob("*.safetensors")) if weights else []:
         digest.update(path.read_bytes())
     return {"sizes": sizes, "values": row.values, "encoder": row.encoder and digest.hexdigest()}
 

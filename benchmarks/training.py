@@ -3,7 +3,8 @@
 A process of its own for every recipe trains it for a few updates by train.py's parts and the real
 loop: model, head, front end, augmentation, optimiser, moving average. Weights are random, and clips
 are noise that lies in memory, which changes neither figure; an update is one batch, so what a
-recipe accumulates is divided out. What is measured is not measured again.
+recipe accumulates is divided out. A baseline's clip is all its stacked frames, each heard once; its
+spectrogram, which is made once for all epochs, is left out. What is measured is not measured again.
 
 python -m benchmarks.training --output_dir runs/training
 python -m benchmarks.training --output_dir runs/training --recipes unis_2 --mixed_precision bf16
@@ -35,8 +36,9 @@ import train
 from assembly.models import with_lora
 from benchmarks.memory import peak_memory_gib
 from benchmarks.quickstart import ROOT
-from modeling import AsdFeatureExtractor
+from modeling import AsdFeatureExtractor, AutoencoderConfig, ReconstructionNetwork
 from nearfar.arguments import check_names, parse_arguments, script
+from nearfar.autoencoder_training import StackedFrames, train_epoch
 from nearfar.files import read_json, read_yaml, write_json
 from nearfar.proxy_labels import ProxyLabels
 from nearfar.training import train as train_model
@@ -54,9 +56,11 @@ class TrainingArguments:
 
     output_dir: Path = field(metadata={"help": "Holds one file per measurement."})
     recipes: list[str] | None = field(
-        default=None, metadata={"help": "Names of recipes; None: all that train an encoder."}
+        default=None, metadata={"help": "Names of recipes; None: all that are trained."}
     )
-    batch_size: int | None = field(default=None, metadata={"help": "None takes the recipe's."})
+    batch_size: int | None = field(
+        default=None, metadata={"help": "Of encoders; None takes the recipe's."}
+    )
     seconds: float = field(default=10.0, metadata={"help": "Length of a clip."})
     updates: int = field(default=3, metadata={"help": "Timed; one before them is not."})
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
@@ -104,7 +108,7 @@ def main() -> None:
     rows = []
     for name in args.recipes or recipes:
         values = recipes[name] | {"mixed_precision": args.mixed_precision}
-        if args.batch_size is not None:
+        if args.batch_size is not None and values.get("kind") != "autoencoder":
             values["train_batch_size"] = args.batch_size
         path = args.output_dir / f"{name}.json"
         rows.append(
@@ -118,12 +122,12 @@ def main() -> None:
 
 
 def trained_recipes() -> dict[str, dict[str, Any]]:
-    """Return the values of all recipes that train one encoder, by name."""
+    """Return the values of all recipes that train an encoder or autoencoders, by name."""
     recipes = {}
     for path in sorted((ROOT / "recipes").glob("*.yaml")):
         values = read_yaml(path, f"Recipe {path}")
         names = {field.name for field in dataclasses.fields(train.TrainArguments)}
-        one = set(values) <= names and values.get("kind", "model") == "model"
+        one = set(values) <= names and values.get("kind", "model") in ("model", "autoencoder")
         if one and not values.get("no_training"):
             recipes[path.stem] = values
     return recipes
@@ -172,6 +176,8 @@ def measure(values: dict[str, Any], seconds: float, updates: int) -> dict[str, A
         the processor, which on a busy machine with one thread says what an idle one would do;
         `peak_gib`, on the GPU if there is one; parameters and `trainable` ones in millions.
     """
+    if values.get("kind") == "autoencoder":
+        return measure_autoencoder(values, seconds, updates)
     values = values | {"gradient_accumulation_steps": 1, "logging_steps": 1}
     if values.get("encoder_config") is None:
         values["encoder_config"] = {"model_type": values.get("encoder_type") or "nearfar_beats"}
@@ -202,6 +208,7 @@ def measure(values: dict[str, Any], seconds: float, updates: int) -> dict[str, A
         sampling_rate=rate,
         min_num_samples=encoder.num_samples_per_patch,
         peak_normalize=args.peak_normalize,
+        clip_seconds=args.clip_seconds,
     )
     relabel = (lambda found: found) if args.pseudo_label_epochs else None
     with tempfile.TemporaryDirectory() as folder, contextlib.suppress(StoppedError):
@@ -228,6 +235,47 @@ def measure(values: dict[str, Any], seconds: float, updates: int) -> dict[str, A
         "peak_gib": peak,
         "parameters": sum(p.numel() for p in network.parameters()),
         "trainable": sum(p.numel() for p in network.parameters() if p.requires_grad),
+        "device": torch.cuda.get_device_name() if on_gpu else "cpu",
+    }
+
+
+def measure_autoencoder(values: dict[str, Any], seconds: float, updates: int) -> dict[str, Any]:
+    """Measure, as `measure`, the training of a baseline's network for one machine."""
+    args = train.TrainArguments(**values, data_dir=Path(), output_dir=Path())
+    options: Any = args.autoencoder_config or {}
+    config = AutoencoderConfig(machines=["2026/fan/00"], channels=args.channels, **options)
+    device = Accelerator(mixed_precision=args.mixed_precision).device
+    train.seed_all(args)
+    network = ReconstructionNetwork(config).to(device)
+    count = args.train_batch_size * (1 + updates)
+    data = StackedFrames(
+        frames=torch.randn(count + config.num_stacked_frames - 1, config.num_mel_bins).to(device),
+        starts=torch.arange(count, device=device),
+        domain_ids=torch.zeros(count, dtype=torch.long, device=device),
+        domains=["source"],
+        num_stacked_frames=config.num_stacked_frames,
+    )
+    optimizer = torch.optim.Adam(network.parameters(), lr=args.learning_rate, fused=True)
+    times = []
+    for rows in torch.arange(count).split(args.train_batch_size):
+        times.append((time.perf_counter(), time.process_time()))
+        train_epoch(network, data, [rows.to(device)], optimizer)  # it waits for the loss
+    times.append((time.perf_counter(), time.process_time()))
+    differences = np.diff(np.array(times), axis=0)[1:]
+    clock, processor = (statistics.median(column) for column in differences.T.tolist())
+    frames = 1 + round(seconds * config.sampling_rate) // config.hop_length
+    clips = args.train_batch_size / (frames - config.num_stacked_frames + 1)
+    on_gpu = device.type == "cuda"
+    return {
+        "encoder": "autoencoder",
+        "batch_size": args.train_batch_size,
+        "num_classes": 0,
+        "seconds_per_update": clock,
+        "clips_per_second": clips / clock,
+        "processor_clips_per_second": clips / processor,
+        "peak_gib": torch.cuda.max_memory_allocated() / 2**30 if on_gpu else peak_memory_gib(),
+        "parameters": sum(p.numel() for p in network.parameters()),
+        "trainable": sum(p.numel() for p in network.parameters()),
         "device": torch.cuda.get_device_name() if on_gpu else "cpu",
     }
 

@@ -17,6 +17,8 @@ class AsdFeatureExtractor(SequenceFeatureExtractor):
         sampling_rate: Of every clip, in hertz. Nothing is resampled here.
         peak_normalize: Divide near and far of a clip by one number, the larger peak of the two plus
             1e-6: their ratio, which is what a front end works with, stays.
+        clip_seconds: Clips are cut to this length, or filled up to it with zeros, which then count
+            as sound, before anything else hears them; None: clips are heard whole.
         min_num_samples: Shortest clip accepted; 2800 samples give BEATs one patch.
         for_encoder: Emit `input_values` for a bare encoder instead of near and far.
         feature_size: 1, the channels per waveform.
@@ -33,12 +35,19 @@ class AsdFeatureExtractor(SequenceFeatureExtractor):
         padding_value: float = 0.0,
         *,
         peak_normalize: bool = False,
+        clip_seconds: float | None = None,
         min_num_samples: int = 2800,
         for_encoder: bool = False,
         **kwargs: object,
     ) -> None:
         super().__init__(feature_size, sampling_rate, padding_value, **kwargs)
         self.peak_normalize = peak_normalize
+        if clip_seconds is not None and not clip_seconds * sampling_rate >= min_num_samples:
+            raise ValueError(
+                f"clip_seconds={clip_seconds} is less than the {min_num_samples} samples that a "
+                "clip must have. Give more, or None for whole clips."
+            )
+        self.clip_seconds = clip_seconds
         self.min_num_samples = min_num_samples
         self.for_encoder = for_encoder
         if for_encoder:
@@ -144,6 +153,11 @@ class AsdFeatureExtractor(SequenceFeatureExtractor):
         if self.peak_normalize:
             peak = max(np.abs(channel).max() for channel in channels)
             channels = [channel / (peak + np.float32(1e-6)) for channel in channels]
+        if self.clip_seconds is not None:
+            due = round(self.clip_seconds * self.sampling_rate)
+            channels = [
+                np.pad(channel[:due], (0, max(0, due - len(channel)))) for channel in channels
+            ]
         return channels[0], None if far is None else channels[1]
 
     def waveform(self, samples: ArrayLike, name: str) -> NDArray[np.float32]:

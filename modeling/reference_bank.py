@@ -42,7 +42,7 @@ TENSORS_NAME = "reference_bank.safetensors"
 JSON_NAME = "reference_bank.json"
 
 # What of a feature extractor changes how a clip is heard; the rest only refuses clips.
-EXTRACTOR_SETTINGS = ("sampling_rate", "padding_value", "peak_normalize")
+EXTRACTOR_SETTINGS = ("sampling_rate", "padding_value", "peak_normalize", "clip_seconds")
 
 logger = logging.getLogger(__name__)
 

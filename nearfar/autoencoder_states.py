@@ -47,9 +47,12 @@ def training_digest(
     rows: Sequence[Mapping[str, Any]],
     config: Any,  # noqa: ANN401 - an AutoencoderConfig, which nearfar must not import
     options: TrainingOptions,
+    *,
+    sound: str,
 ) -> str:
-    """Return a digest of all that a machine's weights depend on, but for the clips' samples."""
+    """Return a digest of all that a machine's weights depend on; `sound` is that of its clips."""
     described = {
+        "sound": sound,
         "clips": [(row["file_name"], row["domain"]) for row in rows],
         "config": {
             name: value

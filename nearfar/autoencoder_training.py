@@ -26,6 +26,7 @@ from nearfar.autoencoder_states import (
 )
 from nearfar.embeddings import model_inputs
 from nearfar.training import TrainingInterruptedError, termination_flag
+from nearfar.training_clips import sound_digest
 from nearfar.training_options import TrainingOptions
 
 logger = logging.getLogger(__name__)
@@ -106,7 +107,12 @@ def train_autoencoders(
     machines = list(model.config.machines)
     of_machine = {m: [i for i, row in enumerate(rows) if row["machine"] == m] for m in machines}
     digests = {
-        machine: training_digest([rows[i] for i in indices], model.config, options)
+        machine: training_digest(
+            [rows[i] for i in indices],
+            model.config,
+            options,
+            sound=sound_digest(clips, indices),
+        )
         for machine, indices in of_machine.items()
     }
     with termination_flag() as interrupted:

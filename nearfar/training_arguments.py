@@ -139,6 +139,18 @@ class TrainArguments(TrainingOptions, MemberOptions):
     adversary_options: Options | None = None
     detector: str = "knn"
     detector_options: Options | None = None
+    clip_seconds: float | None = field(
+        default=None,
+        metadata={
+            "help": "Every clip is cut, or filled up with zeros, to this length; None: heard whole."
+        },
+    )
+    target_length: int | None = field(
+        default=None,
+        metadata={
+            "help": "Frames that an EAT or FISHER cuts or fills clips to; None: whole clips."
+        },
+    )
     peak_normalize: bool = field(
         default=False, metadata={"help": "Scale both channels jointly to a peak of 1."}
     )
@@ -212,6 +224,10 @@ class TrainArguments(TrainingOptions, MemberOptions):
     )
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
     extraction_batch_size: int = field(default=16, metadata={"help": "Clips embedded at once."})
+    profile_clips: int = field(
+        default=50,
+        metadata={"help": "References per machine whose mean anomaly maps compare with; 0: none."},
+    )
     report_to: list[str] = field(
         default_factory=lambda: ["jsonl"], metadata={"help": "jsonl, and accelerate's trackers."}
     )
@@ -254,6 +270,8 @@ def check_arguments(args: TrainArguments) -> None:
     check_kind(args)
     if args.kind in FUSION_ARGUMENTS:
         return  # its members are checked, each by itself
+    if args.profile_clips < 0:
+        raise ValueError(f"profile_clips={args.profile_clips} must not be negative.")
     check_training(args)
     check_channels(args)
     check_lora(args)

@@ -133,14 +133,20 @@ class LabelledClips(Dataset[dict[str, Any]]):
         return groups
 
     def digest(self) -> str:
-        """Return a digest of which items there are and of their labels now."""
+        """Return a digest of which items there are, of their labels now, and of their sound."""
         known = []
         for item in self.items.tolist():
             channel, clip = divmod(item, len(self.rows))
             row, name = self.rows[clip], self.channels[channel]
             known.append((row["machine"], row["file_name"], name, int(self.labels[item])))
-        text = json.dumps(known)
-        return hashlib.sha256(text.encode()).hexdigest()
+        digest = hashlib.sha256(json.dumps(known).encode())
+        places = sorted({item % len(self.rows) for item in self.items.tolist()})
+        digest.update(sound_digest(self.clips, places).encode())
+        return digest.hexdigest()
+
+    def remember(self, gib: float) -> None:
+        """Decode no clip twice from now on, as far as memory of `gib` GiB goes."""
+        self.clips = RememberedClips(self.clips, gib=gib)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the labels, which may change while a model trains."""
@@ -149,6 +155,57 @@ class LabelledClips(Dataset[dict[str, Any]]):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore the labels."""
         self.labels[:] = state["labels"].numpy()
+
+
+def sound_digest(clips: Any, places: Sequence[int], *, at_most: int = 64) -> str:  # noqa: ANN401 - list, Dataset
+    """Return a digest of how clips sound: of all, or of some that lie evenly among many.
+
+    Names alone do not tell recordings apart: two simulated factories have the same. A stream has no
+    such digest, as to hear some of it is to read all.
+
+    Args:
+        clips: Decoded rows; by position, or nothing is heard.
+        places: Positions of those in question.
+        at_most: How many are heard.
+    """
+    digest = hashlib.sha256()
+    if not hasattr(clips, "__getitem__"):
+        return digest.hexdigest()
+    chosen = np.linspace(0, len(places) - 1, min(len(places), at_most)).round().astype(int)
+    for i in np.unique(chosen).tolist():
+        row = clips[places[i]]
+        for name in TRAIN_CHANNELS:
+            digest.update(b"none" if row[name] is None else np.asarray(row[name]).tobytes())
+    return digest.hexdigest()
+
+
+class RememberedClips(Sequence[dict[str, Any]]):
+    """Decoded clips, kept in memory from the first time that one is asked for.
+
+    A process that decodes ahead of training (`dataloader_num_workers`) remembers for itself.
+
+    Args:
+        clips: Decoded rows, by position; never written to.
+        gib: Memory for samples, in GiB; clips beyond it are decoded whenever they are asked for.
+    """
+
+    def __init__(self, clips: Sequence[dict[str, Any]], *, gib: float) -> None:
+        self.clips = clips
+        self.free = gib * 2**30  # bytes
+        self.kept: dict[int, dict[str, Any]] = {}
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def __getitem__(self, index: Any) -> Any:  # noqa: ANN401 - other sequences are also sliced
+        if (row := self.kept.get(index)) is not None:
+            return row
+        row = self.clips[index]
+        size = sum(value.nbytes for value in row.values() if isinstance(value, np.ndarray))
+        if size <= self.free:
+            self.free -= size
+            self.kept[index] = row
+        return row
 
 
 class DrawnClips(Dataset[dict[str, Any]]):

@@ -114,6 +114,9 @@ class TrainingOptions:
     dataloader_num_workers: int = field(
         default=0, metadata={"help": "Processes that decode clips ahead of training."}
     )
+    clip_memory_gib: float = field(
+        default=0.0, metadata={"help": "Decoded training clips kept in memory, in GiB; 0: none."}
+    )
     seed: int = field(default=0, metadata={"help": "Of everything drawn at random."})
 
 
@@ -125,7 +128,7 @@ _COUNTS_FROM_ONE = (
 _NOT_NEGATIVE = (
     *("learning_rate", "weight_decay", "warmup_steps", "lr_step_factor", "far_mixing"),
     *("mixup_alpha", "gain_db", "time_mask", "frequency_mask", "keep_best"),
-    *("dataloader_num_workers", "seed"),
+    *("dataloader_num_workers", "clip_memory_gib", "seed"),
 )
 _SHARES = ("mixup_probability", "noise_probability", "mask_probability")
 

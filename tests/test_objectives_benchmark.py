@@ -11,10 +11,10 @@ from transformers import AutoConfig
 import score
 import train
 from benchmarks import lora, objectives
-from benchmarks.objective_tables import read_tables
+from benchmarks.objective_tables import Row, Table, read_tables
 from modeling import BeatsModel
 from nearfar.arguments import parse_arguments
-from nearfar.files import read_json, write_json
+from nearfar.files import read_json, read_yaml, write_json
 from tests.tiny import TINY_ENCODER
 
 TINY = ["--machines", "1", "--source_train", "6", "--target_train", "2", "--test_per_group", "2"]
@@ -40,6 +40,12 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = {name: value for name, value in TINY_ENCODER.items() if name != "model_type"}
     BeatsModel(AutoConfig.for_model("nearfar_beats", **config)).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def shipped() -> tuple[list[Table], dict[str, Row]]:
+    """The tables and rows that the benchmark brings along."""
+    return read_tables([objectives.TABLES])
 
 
 @pytest.fixture
@@ -135,7 +141,7 @@ def test_a_row_that_fails_leaves_the_others(run: Callable[..., str], tmp_path: P
     [
         ({"a": {"far_mixng": 0.5}}, "Row 'a': --far_mixng is not a flag.*far_mixing"),
         ({"a": {"like": "b"}}, r"Row 'a': like='b' is none of \['a'\]"),
-        ({"a": {"encoder": "large"}}, "Row 'a': encoder='large' is neither"),
+        ({"a": {"encoder": "large"}}, "Row 'a': encoder='large' is none of"),
         ({"b": {}}, "compares with 'a', which is no row"),
         (["a"], "is not a file of tables"),
     ],
@@ -150,19 +156,39 @@ def test_a_wrong_file_of_tables_stops_before_anything_is_done(
     assert not (tmp_path / "runs").exists()
 
 
-def test_the_encoder_is_pre_trained_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_encoders_are_made_once_and_the_noise_aware_one_only_for_a_row_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     calls: list[dict[str, Any]] = []
+    taught: list[list[str]] = []
 
     def pretrain(names: list[str], folder: Path, **options: Any) -> None:
         calls.append(options)
-        made = lora.encoder_folder(folder, names[0])
-        made.mkdir(parents=True)
-        write_json(made / lora.ENCODER_FILE, {})
+        make(lora.encoder_folder(folder, names[0]))
+
+    def make(encoder: Path) -> None:
+        encoder.mkdir(parents=True)
+        write_json(encoder / lora.ENCODER_FILE, {})
+
+    def run_steps(steps: list[list[Any]], cache: Path) -> None:
+        simulate, teach = ([str(word) for word in step] for step in steps)
+        Path(option(simulate, "--output_dir")).mkdir(parents=True)
+        taught.append(teach)
+        make(Path(option(teach, "--output_dir")))
+        assert "--components" in simulate
+        assert option(simulate, "--output_dir") == option(teach, "--data_dir")
 
     monkeypatch.setattr(lora, "pretrain", pretrain)
+    monkeypatch.setattr(objectives, "run_steps", run_steps)
     args = parse_arguments(objectives.ObjectivesArguments, ["--output_dir", str(tmp_path)])
-    assert objectives.pretrained_encoder(args) == objectives.pretrained_encoder(args)
-    assert len(calls) == 1
+    plain = objectives.made_encoders(args, {"pretrained", "random", ""})
+    assert list(plain) == ["pretrained"]
+    assert not taught
+    both = objectives.made_encoders(args, {"pretrained", "noise_aware"})
+    assert both == objectives.made_encoders(args, {"pretrained", "noise_aware"})
+    assert both["pretrained"] == plain["pretrained"]
+    assert len(calls) == len(taught) == 1
+    assert option(taught[0], "--encoder_checkpoint") == str(plain["pretrained"])
     words = [str(word) for word in calls[0]["training"]]
     arguments = ["--data_dir", "data", "--output_dir", "run", "--recipe", str(lora.TRAIN[-1])]
     values = parse_arguments(train.TrainArguments, [*arguments, *words])
@@ -170,8 +196,50 @@ def test_the_encoder_is_pre_trained_once(tmp_path: Path, monkeypatch: pytest.Mon
     assert "challenge" in calls[0]["factory"]
 
 
-def test_the_tables_have_what_the_issue_asks_for_at_equal_budgets() -> None:
-    tables, rows = read_tables([objectives.TABLES])
+def test_a_row_of_shared_networks_takes_those_that_are_trained(
+    shipped: tuple[list[Table], dict[str, Row]], tmp_path: Path
+) -> None:
+    _, rows = shipped
+    places: Any = {"data": tmp_path, "folder": tmp_path, "encoders": {}, "seed": 1}
+    mse, mahala = rows["baseline MSE"], rows["baseline MAHALA"]
+    assert mse.networks == mahala.networks != ""
+    for row in (mse, mahala):
+        (_, alone), _ = row.commands(**places)
+        (_, shared), _ = row.commands(**places, networks=tmp_path / "networks")
+        assert "--resume_from_checkpoint" not in alone
+        assert option(list(map(str, shared)), "--resume_from_checkpoint").endswith("networks")
+    trained = [
+        {k: v for k, v in row.values.items() if k != "autoencoder_config"} for row in (mse, mahala)
+    ]
+    assert trained[0] == trained[1]  # else they would be other networks
+
+
+def test_a_row_differs_from_its_recipe_only_where_the_table_says_so(
+    shipped: tuple[list[Table], dict[str, Row]],
+) -> None:
+    content = read_yaml(objectives.TABLES, "tables")
+    shared = content["shared"]
+    _, rows = shipped
+    of_recipes = [
+        (name, values)
+        for table in content["tables"].values()
+        for name, values in table["rows"].items()
+        if "recipe" in values
+    ]
+    assert len(of_recipes) >= 11
+    for name, values in of_recipes:
+        recipe = read_yaml(objectives.ROOT / "recipes" / f"{values['recipe']}.yaml", name)
+        said = {*values, *table_values(content, values.get("like"))}
+        said |= set() if recipe.get("kind") == "autoencoder" else set(shared)
+        kept = set(recipe) - said - {"seed"}
+        assert kept, name
+        assert {key: rows[name].values[key] for key in kept} == {key: recipe[key] for key in kept}
+
+
+def test_the_tables_have_what_the_issue_asks_for_at_equal_budgets(
+    shipped: tuple[list[Table], dict[str, Row]],
+) -> None:
+    tables, rows = shipped
     assert [table.against for table in tables] == ["frozen encoder", "ArcFace"]
     trained = [
         row.values for row in rows.values() if row.encoder and not row.values.get("no_training")
@@ -186,9 +254,20 @@ def test_the_tables_have_what_the_issue_asks_for_at_equal_budgets() -> None:
     base = rows["ArcFace"].values
     for name in tables[1].names[1:]:  # one thing changed: an option, with those that belong to it
         changed = {k for k, v in rows[name].values.items() if base.get(k) != v}
+        changed |= {"encoder"} if rows[name].encoder != rows["ArcFace"].encoder else set()
         assert 1 <= len(changed) <= 3, name
     files = {path_of(Path(), 0, name) for name in rows}
     assert len(files) == len(rows)
+
+
+def option(words: list[str], name: str) -> str:
+    return words[words.index(name) + 1]
+
+
+def table_values(content: dict[str, Any], name: str | None) -> dict[str, Any]:
+    return next(
+        (table["rows"][name] for table in content["tables"].values() if name in table["rows"]), {}
+    )
 
 
 def counted(main: Callable[[], None], done: list[str], name: str) -> Callable[[], None]:

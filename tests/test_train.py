@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 import yaml
 from huggingface_hub.errors import StrictDataclassError
@@ -19,13 +20,13 @@ from transformers import pipeline
 import score
 import train
 from data_scripts.near_far import decoded, load_near_far
-from modeling import ReferenceBank
+from modeling import AsdFeatureExtractor, ReferenceBank
 from nearfar import training
 from nearfar.evaluation import ScoreTable
 from nearfar.hub import read_run
 from nearfar.training import TrainingInterruptedError
 from tests.scripts import TINY_RECIPE, assert_two_processes_train_as_one, run_script, weights
-from tests.tiny import ENCODERS
+from tests.tiny import ENCODERS, TINY_EAT
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -173,6 +174,20 @@ def test_resuming_on_other_clips_is_refused(
         run_script(train, [*arguments, "--max_steps", 6], monkeypatch)
 
 
+def test_resuming_on_other_clips_of_the_same_names_is_refused(
+    trained: Path, factory_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(factory_dir, data)
+    for path in data.rglob("train/*.wav"):
+        samples, rate = soundfile.read(path, dtype="int16")
+        soundfile.write(path, samples // 2, rate, subtype="PCM_16")
+    arguments = ["--data_dir", data, "--output_dir", tmp_path / "run", *TINY_RECIPE]
+    arguments += ["--resume_from_checkpoint", trained / "trainer_state" / "step_000004"]
+    with pytest.raises(ValueError, match="differ from those"):
+        run_script(train, [*arguments, "--max_steps", 6], monkeypatch)
+
+
 def test_without_calibration_clips_there_are_scores_but_no_decisions(
     factory_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -273,6 +288,28 @@ def test_without_training_the_encoder_is_scored_as_it_is(
     assert json.loads((tmp_path / "a" / "metrics.json").read_text())["frozen_encoder"] is True
 
 
+def test_clips_are_cut_as_the_authors_did_where_it_is_asked_for(
+    factory_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lengths = ("--clip_seconds", 0.5, "--target_length", 64, "--encoder_config")
+    arguments = ["--data_dir", factory_dir, *TINY_RECIPE, "--no_training"]
+    arguments += ["--output_dir", tmp_path, *lengths]
+    run_script(train, [*arguments, json.dumps(TINY_EAT)], monkeypatch)
+    saved = json.loads((tmp_path / "config.json").read_text())
+    assert saved["encoder_config"]["target_length"] == 64
+    assert AsdFeatureExtractor.from_pretrained(tmp_path).clip_seconds == 0.5
+    clips = decoded(load_near_far(factory_dir)["test"])
+    scorer = score.load_scorer(tmp_path)
+    near = clips[0]["near"]
+    assert len(near) == 16_000
+    heard = [
+        scorer.feature_extractor(piece, sampling_rate=16_000, return_tensors="pt")
+        for piece in (near, near[:8_000])
+    ]
+    assert torch.equal(heard[0]["near_values"], heard[1]["near_values"])
+    assert scorer.bank.extractor_settings["clip_seconds"] == 0.5
+
+
 def test_real_recordings_without_attributes_train_on_pseudo_labels(
     recordings_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -307,6 +344,8 @@ def test_real_recordings_without_attributes_train_on_pseudo_labels(
         (["--encoder_checkpoint", "missing.pt"], "no encoder checkpoint"),
         (["--num_classes", "80"], "expects 80 proxy classes"),
         (["--layers", "1", "3"], "layers 1 to 2"),
+        (["--target_length", "64"], "target_length=64 is for EAT and FISHER"),
+        (["--clip_seconds", "0.01"], "clip_seconds=0.01 is less than"),
         (["--head_options", '{"m": 0.5}'], "unknown to head"),
         (["--label_parts", "colour"], "label_parts"),
         (["--held_out_share", "1.5"], "held_out_share"),

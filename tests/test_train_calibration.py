@@ -102,6 +102,11 @@ def test_a_frozen_encoder_is_embedded_once_for_all_folds(
     train_cross_fitted(factory_dir, tmp_path, "--no_training")
     assert sorted(described) == ["folds", "profiles", "references"]
     bank = ReferenceBank.from_pretrained(tmp_path)
+    assert set(bank.profiles) == set(bank.machines)
+    del described[:]
+    train_cross_fitted(factory_dir, tmp_path / "bare", "--no_training", "--profile_clips", 0)
+    assert sorted(described) == ["folds", "references"]
+    assert not ReferenceBank.from_pretrained(tmp_path / "bare").profiles
     assert len(bank.calibration_scores("2026/" + bank.machines[0].split("/")[1] + "/00")) == 20
 
 

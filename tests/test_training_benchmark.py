@@ -80,7 +80,18 @@ def test_each_recipe_is_measured_once_in_a_process_of_its_own(
         training.main()
 
 
-def test_all_recipes_that_train_an_encoder_are_measured() -> None:
+def test_updates_of_a_baseline_are_measured_a_clip_being_all_its_stacked_frames() -> None:
+    AcceleratorState._reset_state(reset_partial_state=True)
+    values = training.trained_recipes()["baseline_mse"] | {"mixed_precision": "no"}
+    figures = training.measure(values, seconds=10.0, updates=2)
+    vectors = (1 + 160_000 // 512) - 5 + 1
+    expected = 256 / vectors / figures["seconds_per_update"]
+    assert figures["clips_per_second"] == pytest.approx(expected)
+    assert 200_000 < figures["trainable"] == figures["parameters"] < 300_000
+
+
+def test_all_recipes_that_are_trained_are_measured() -> None:
     names = set(training.trained_recipes())
     assert {"unis_1", "unis_2", "xju_1", "xju_2", "xju_3", "beyond_lora"} <= names
-    assert not {"beyond_frozen", "beyond_cancel", "baseline_mse"} & names
+    assert {"baseline_mse", "baseline_mahala", "beyond_na"} <= names
+    assert not {"beyond_frozen", "beyond_cancel", "unis_3"} & names

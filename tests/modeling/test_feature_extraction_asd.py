@@ -80,6 +80,23 @@ def test_both_channels_are_normalised_by_one_peak(clips):
 
 
 @pytest.mark.parametrize("peak_normalize", [False, True])
+def test_clips_are_cut_or_filled_to_one_length_after_their_peak_is_known(peak_normalize, clips):
+    clips[2][4_900] = 3.0  # a peak behind the cut
+    far = [clip[::-1].copy() for clip in clips]
+    whole = extract(clips, far, peak_normalize=peak_normalize)
+    batch = extract(clips, far, peak_normalize=peak_normalize, clip_seconds=0.28)  # 4,480 samples
+    for name in ("near_values", "far_values"):
+        np.testing.assert_array_equal(batch[name], whole[name][:, :4_480])
+    assert batch["attention_mask"].all()  # zeros count as sound
+    assert batch["attention_mask"].shape == (3, 4_480)
+
+
+def test_a_length_shorter_than_any_clip_may_be_is_refused():
+    with pytest.raises(ValueError, match=r"clip_seconds=0.1 is less than the 2800 samples"):
+        AsdFeatureExtractor(clip_seconds=0.1)
+
+
+@pytest.mark.parametrize("peak_normalize", [False, True])
 def test_silence_is_a_clip(peak_normalize):
     batch = extract(np.zeros(4_000), np.zeros(4_000), peak_normalize=peak_normalize)
     assert not batch["near_values"].any()
@@ -181,7 +198,11 @@ def test_torch_tensors_on_request(clips):
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"peak_normalize": True, "min_num_samples": 400}, {"for_encoder": True}],
+    [
+        {},
+        {"peak_normalize": True, "min_num_samples": 400, "clip_seconds": 0.5},
+        {"for_encoder": True},
+    ],
 )
 def test_options_survive_a_round_trip(options, tmp_path, clips):
     extractor = AsdFeatureExtractor(sampling_rate=8_000, **options)

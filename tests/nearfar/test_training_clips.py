@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from nearfar.training_clips import BalancedSampler, Collator, DrawnClips, LabelledClips
+from nearfar.training_clips import (
+    BalancedSampler,
+    Collator,
+    DrawnClips,
+    LabelledClips,
+    RememberedClips,
+    sound_digest,
+)
 from nearfar.training_options import TrainingOptions
 from tests.training import EXTRACTOR, NUM_CLIPS, noise_clips
 
@@ -55,6 +62,28 @@ def test_what_is_drawn_depends_on_seed_and_epoch_alone() -> None:
     assert draws(2) != draws(2, seed=1)
     never = set(range(20)) - {draw % len(GROUPS) for epoch in range(9) for draw in draws(epoch)}
     assert not never  # of 20 source clips, each epoch draws 11
+
+
+def test_clips_are_decoded_once_as_far_as_the_memory_goes() -> None:
+    asked: list[int] = []
+    rows = [noise_clips()[i] for i in range(4)]
+
+    class Decoding(list):
+        def __getitem__(self, index):
+            asked.append(index)
+            return super().__getitem__(index)
+
+    def size(row) -> int:
+        return sum(value.nbytes for value in row.values() if isinstance(value, np.ndarray))
+
+    room = size(rows[3]) + size(rows[0])  # the first two that are asked for
+    assert room > 0
+    heard = RememberedClips(Decoding(rows), gib=room / 2**30)
+    for _ in range(3):
+        for index in (3, 0, 1):
+            assert heard[index] is rows[index]
+    assert asked == [3, 0, 1, 1, 1]
+    assert len(heard) == len(rows)
 
 
 def test_each_clip_is_an_item_of_every_channel_that_trains() -> None:
@@ -107,6 +136,24 @@ def test_the_digest_knows_clips_labels_and_which_of_them_train() -> None:
     assert clips.digest() not in digests
     digests.add(clips.digest())
     assert len(digests) == 5
+    clips.labels[2] -= 1
+    clips.clips[4]["far"] = clips.clips[4]["far"] * np.float32(0.5)  # of the same name
+    assert clips.digest() not in digests
+
+
+def test_of_many_clips_the_sound_of_some_from_the_first_to_the_last_is_in_the_digest() -> None:
+    heard: list[int] = []
+
+    class Noting(list):
+        def __getitem__(self, place):
+            heard.append(place)
+            return super().__getitem__(place)
+
+    rows = Noting({"near": np.full(3, i, dtype=np.float32), "far": None} for i in range(100))
+    digest = sound_digest(rows, range(0, 100, 2), at_most=4)
+    assert heard == [0, 32, 66, 98]
+    rows[66] = {"near": np.zeros(3, dtype=np.float32), "far": None}
+    assert sound_digest(rows, range(0, 100, 2), at_most=4) != digest
 
 
 def test_labels_must_be_there_for_every_channel() -> None:
