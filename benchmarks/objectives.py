@@ -30,6 +30,7 @@ from benchmarks.front_ends import format_interval
 from benchmarks.objective_tables import Row, Table, read_tables
 from benchmarks.quickstart import ROOT
 from data_scripts.factory import simulate_factory
+from data_scripts.factory.presets import PresetName
 from nearfar.arguments import check_names, parse_arguments, script
 from nearfar.evaluation import read_metrics
 from nearfar.files import read_json, write_json
@@ -66,7 +67,10 @@ class ObjectivesArguments:
     test_per_group: int = field(
         default=25, metadata={"help": "Test clips per domain and condition."}
     )
-    seconds: float = field(default=6.0, metadata={"help": "Length of a clip."})
+    seconds: float | None = field(
+        default=6.0, metadata={"help": "Length of a clip; None: the preset's."}
+    )
+    preset: PresetName = field(default="challenge", metadata={"help": "What is simulated."})
     keep_data: bool = field(default=False, metadata={"help": "Keep the simulated recordings."})
     print_only: bool = field(default=False, metadata={"help": "Only print what is done."})
 
@@ -89,7 +93,8 @@ def main() -> None:
 
 def work(rows: Mapping[str, Row], args: ObjectivesArguments) -> list[str]:
     """Do what is not done, free seeds first; return what failed."""
-    encoder = pretrained_encoder(args)
+    needed = any(row.encoder for row in rows.values())
+    encoder = pretrained_encoder(args) if needed else Path()
     failures: list[str] = []
     waiting = list(args.seeds)
     for seconds in (0.0, -1.0):  # then wait for other processes
@@ -144,7 +149,7 @@ def evaluate_seed(
         target_train=args.target_train,
         test_per_group=args.test_per_group,
         seconds=args.seconds,
-        preset="challenge",
+        preset=args.preset,
         show_progress=True,
     )
     failures = []
@@ -183,6 +188,8 @@ def evaluate_seed(
 def setting(row: Row, encoder: Path, args: ObjectivesArguments) -> dict[str, Any]:
     """Return what decides a row's scores beside the seed, as JSON gives it back."""
     sizes = {name: getattr(args, name) for name in SIZES}
+    if args.preset != "challenge":  # which older results do not name
+        sizes["preset"] = args.preset
     digest = hashlib.sha256()
     for path in sorted(encoder.glob("*.safetensors")) if row.encoder else []:
         digest.update(path.read_bytes())
