@@ -32,6 +32,7 @@ from benchmarks.noise_aware import distillation
 from benchmarks.objective_tables import NOISE_AWARE, PRETRAINED, Row, Table, read_tables
 from benchmarks.quickstart import ROOT, run_steps
 from data_scripts.factory import simulate_factory
+from data_scripts.factory.presets import PresetName
 from nearfar.arguments import check_names, parse_arguments, script
 from nearfar.evaluation import read_metrics
 from nearfar.files import read_json, write_json
@@ -69,8 +70,9 @@ class ObjectivesArguments:
         default=25, metadata={"help": "Test clips per domain and condition."}
     )
     seconds: float | None = field(
-        default=6.0, metadata={"help": "Length of a clip; none: 6 to 16, by machine."}
+        default=6.0, metadata={"help": "Length of a clip; None: 6 to 16, by machine."}
     )
+    preset: PresetName = field(default="challenge", metadata={"help": "What is simulated."})
     keep_data: bool = field(default=False, metadata={"help": "Keep the simulated recordings."})
     print_only: bool = field(default=False, metadata={"help": "Only print what is done."})
 
@@ -163,7 +165,7 @@ def evaluate_seed(
         target_train=args.target_train,
         test_per_group=args.test_per_group,
         seconds=args.seconds,
-        preset="challenge",
+        preset=args.preset,
         show_progress=True,
     )
     shutil.rmtree(networks, ignore_errors=True)  # of a command that was stopped
@@ -209,6 +211,8 @@ def evaluate_seed(
 def setting(row: Row, encoders: Mapping[str, Path], args: ObjectivesArguments) -> dict[str, Any]:
     """Return what decides a row's scores beside the seed, as JSON gives it back."""
     sizes = {name: getattr(args, name) for name in SIZES}
+    if args.preset != "challenge":  # which older results do not name
+        sizes["preset"] = args.preset
     weights = row.weights(encoders)
     digest = hashlib.sha256()
     for path in sorted(weights.glob("*.safetensors")) if weights else []:
