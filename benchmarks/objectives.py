@@ -113,8 +113,10 @@ def made_encoders(args: ObjectivesArguments, wanted: Set[str]) -> dict[str, Path
 
     Args:
         args: Of the benchmark.
-        wanted: Of ENCODERS; the noise-aware one is made only for a row of it.
+        wanted: Of ENCODERS, "" for none; the noise-aware one is made only for a row of it.
     """
+    if not any(wanted):
+        return {}
     folder = (args.output_dir / "pretraining").resolve()
     made = {PRETRAINED: lora.encoder_folder(folder, ENCODER)}
     if args.encoder_checkpoint is not None:
