@@ -53,8 +53,8 @@ class FusionOptions(WeightOptions):
         folders = self.fuse or []
         ways = ("weights", "weights_from", "search_weights")
         given = [f"--{name}" for name in ways if getattr(self, name)]
-        if not folders and given:
-            raise ValueError(f"{given[0]} goes with --fuse.")
+        if not folders and (given or self.combination != "sum"):
+            raise ValueError(f"{[*given, '--combination'][0]} goes with --fuse.")
         if twice := [folder for folder in folders if folders.count(folder) > 1]:
             raise ValueError(f"--fuse names {twice[0]} more than once. Give each member once.")
         if folders and (len(folders) < 2 or len(given) != (self.combination == "sum")):
