@@ -379,14 +379,17 @@ def test_the_noise_alone_and_the_level_alone_tell_nothing(heard) -> None:
 
 def test_the_duration_alone_tells_nothing() -> None:
     arguments = FactoryArguments(9, 0, preset="challenge")
-    for number in range(9):
-        lengths = {
-            (clip.condition, arguments.num_samples(clip.machine))
-            for clip in plan_clips(arguments)
-            if clip.machine == number
+    for number in (0, 8):  # of two lengths
+        durations = {
+            len(channel)
+            for condition in ("normal", "anomaly")
+            for clip in [
+                simulate_clip(arguments, PlannedClip(number, "test", "source", condition, 0))
+            ]
+            for channel in (clip.near, clip.far)
         }
-        assert len(lengths) == 2  # normal and anomalous clips have one length
-    assert auc(np.ones(50), np.ones(50)) == 0.5
+        assert durations == {arguments.num_samples(number)}
+    assert arguments.num_samples(0) != arguments.num_samples(8)
 
 
 def test_the_machine_without_the_noise_tells_clearly_more(heard) -> None:
