@@ -1,6 +1,6 @@
 """What all detectors share: the protocol, the checks of what comes in, and the kept references."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple, Protocol, Self, get_args
 
 import torch
@@ -334,7 +334,7 @@ def checked(embedding: Tensor) -> Tensor:
     return embedding
 
 
-def check_choice(name: str, value: object, choices: Sequence[object]) -> None:
+def check_choice(name: str, value: object, choices: Collection[object]) -> None:
     """Raise ValueError unless an option has one of its values."""
     if value not in choices:
         listed = ", ".join(repr(choice) for choice in choices)

@@ -29,6 +29,7 @@ from .calibration import (
     check_rule,
 )
 from .configuration_asd import FORMAT_VERSION
+from .detector_base import check_choice
 from .detectors import BANK_DETECTORS, Detector
 from .enrolment import LOCAL
 from .fingerprint import (
@@ -155,9 +156,7 @@ class ReferenceBank:
         threshold: ThresholdName = "percentile",
         threshold_quantile: float = THRESHOLD_QUANTILE,
     ) -> None:
-        if config.detector not in BANK_DETECTORS:
-            choices = ", ".join(repr(name) for name in BANK_DETECTORS)
-            raise ValueError(f"detector={config.detector!r} is not one of {choices}.")
+        check_choice("detector", config.detector, BANK_DETECTORS)
         wrong = {
             name: strength for name, strength in (guard or {}).items() if not 0 <= strength <= 1
         }
