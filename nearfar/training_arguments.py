@@ -349,6 +349,11 @@ def check_streaming(args: TrainArguments) -> None:
             "resample is for wav files, but --streaming reads published recordings, which have "
             "one rate. Leave one of them out."
         )
+    if args.streaming and args.clip_memory_gib:
+        raise ValueError(
+            f"clip_memory_gib={args.clip_memory_gib} keeps the clips in memory, but --streaming "
+            "keeps none. Leave one of them out."
+        )
 
 
 def resolved_recipe(args: TrainArguments) -> dict[str, Any]:

@@ -246,6 +246,7 @@ def test_what_cannot_be_streamed_is_said_in_one_line(
         (["--target_share", 0.5], r"target_share=0.5 draws some clips many times .*--streaming"),
         (["--kind", "autoencoder"], r"kind='autoencoder' does not read .*'streaming'"),
         (["--resample"], "resample is for wav files, but --streaming"),
+        (["--clip_memory_gib", 1], r"clip_memory_gib=1.0 keeps .*, but --streaming keeps none"),
         (["--shuffle_buffer_size", 0], "shuffle_buffer_size=0 must be at least 1"),
     ],
 )
