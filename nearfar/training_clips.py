@@ -145,7 +145,13 @@ class LabelledClips(Dataset[dict[str, Any]]):
         return digest.hexdigest()
 
     def remember(self, gib: float) -> None:
-        """Decode no clip twice from now on, as far as memory of `gib` GiB goes."""
+        """Decode no clip twice from now on, as far as memory of `gib` GiB goes.
+
+        Raises:
+            TypeError: The clips are a stream, which is read anew each time.
+        """
+        if isinstance(self.clips, ClipStream):
+            raise TypeError("A stream keeps no clips in memory; `remember` takes rows by position.")
         self.clips = RememberedClips(self.clips, gib=gib)
 
     def state_dict(self) -> dict[str, Any]:
