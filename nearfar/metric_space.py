@@ -22,7 +22,7 @@ METRIC_FILES = ("dcase_task2.py", "metrics.py")
 # Space file -> package data.
 APP_FILES = {"app.py": "metric_space_app.py.txt", "README.md": "metric_space_card.md"}
 REQUIREMENTS = (
-    *("evaluate>=0.4.6,<0.5", "datasets>=5,<6", "numpy>=2,<3", "scipy>=1.13,<2"),
+    *("evaluate>=0.4.6,<0.5", "datasets>=5.2,<6", "numpy>=2,<3", "scipy>=1.13,<2"),
     "scikit-learn>=1.5,<2",
 )
 

@@ -68,6 +68,8 @@ def assert_same_runs(ours: Path, due: Path) -> None:
         calibrations = [bank.calibration(machine) for bank in banks]
         assert calibrations[0].file_names == calibrations[1].file_names
     metrics = [read_json(run / "metrics.json") for run in (ours, due)]
+    for values in metrics:
+        values.pop("clips_digest")  # what a stream sounds like is not known beforehand
     assert metrics[0] == metrics[1]
 
 

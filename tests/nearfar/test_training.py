@@ -160,7 +160,8 @@ def test_accumulated_batches_train_as_one_batch_of_all_their_clips(tmp_path: Pat
         for i, options in enumerate((large, small))
     ]
     for name, tensor in states[0].items():
-        torch.testing.assert_close(states[1][name], tensor, rtol=1e-3, atol=1e-5, msg=name)
+        if not name.endswith("k_proj.bias"):  # its gradient is rounding, whose sign AdamW follows
+            torch.testing.assert_close(states[1][name], tensor, rtol=1e-3, atol=1e-5, msg=name)
 
 
 class Exploding(torch.nn.Module):
