@@ -97,7 +97,7 @@ def main() -> None:
         if not (encoder_folder(folder, name) / ENCODER_FILE).is_file()
     ]
     if untrained:
-        pretrain(untrained, folder, keep_data=args.keep_data)
+        pretrain(untrained, folder, factory=PRETRAINING_FACTORY, keep_data=args.keep_data)
     for seed in args.seeds:
         pending = [
             (name, system)
@@ -115,7 +115,7 @@ def pretrain(
     names: Sequence[str],
     folder: Path,
     *,
-    factory: Sequence[Any] = PRETRAINING_FACTORY,
+    factory: Sequence[Any],
     training: Sequence[Any] = PRETRAINING,
     keep_data: bool,
 ) -> None:

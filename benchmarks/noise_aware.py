@@ -74,7 +74,7 @@ def main() -> None:
     folder = args.output_dir.resolve()
     untrained = [name for name in args.encoders if not is_done(lora.encoder_folder(folder, name))]
     if untrained:
-        lora.pretrain(untrained, folder, keep_data=args.keep_data)
+        lora.pretrain(untrained, folder, factory=lora.PRETRAINING_FACTORY, keep_data=args.keep_data)
     untaught = [
         name for name in args.encoders if not is_done(student_folder(folder, name, args.preset))
     ]

@@ -38,7 +38,8 @@ def test_a_factory_is_measured_once_and_its_figures_are_printed(
 def test_the_autoencoder_is_trained_and_scored(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run(monkeypatch, "--output_dir", tmp_path, "--seeds", 3, *TINY)
+    enough = ["--source_train", 20, "--target_train", 10]  # for thresholds by a gamma distribution
+    run(monkeypatch, "--output_dir", tmp_path, "--seeds", 3, *TINY, *enough)
     result = read_json(tmp_path / "seed_003" / "baseline_MSE.json")
     assert result["setting"]["values"]["num_train_epochs"] == 100
     assert f"{100 * result['official_score']:.2f}" in capsys.readouterr().out
