@@ -33,7 +33,7 @@ class PictureArguments:
 
     output_dir: Path = field(metadata={"help": "Gets one PNG for each look, and for each tab."})
     model: str | None = field(default=None, metadata={"help": "As app.py takes it."})
-    example: str = field(default="Gearbox, faulty 1", metadata={"help": "The button to press."})
+    example: str = field(default="Gearbox, faulty 2", metadata={"help": "The button to press."})
 
 
 def main() -> None:
