@@ -38,6 +38,12 @@ from nearfar.hub import RUN_FILE
 
 ROOT = Path(__file__).resolve().parent
 STYLE = ROOT / "demo" / "page.css"
+# In the head: there before Gradio measures which tabs fit, and not put below its own container.
+NARROW = """\
+<style>@media (max-width: 640px) {
+.gradio-container .app { padding-left: 1rem !important; padding-right: 1rem !important; }
+.tab-container button { padding-left: 0.6rem !important; padding-right: 0.6rem !important; }
+}</style>"""
 DEFAULT_MODELS = (ROOT / "runs" / "demo", ROOT / "checkpoints" / "quickstart")
 MAX_UPLOAD = "100mb"
 MAX_FOLDER_BYTES = 90 << 20  # the zip that a browser makes of a folder is an upload
@@ -388,6 +394,7 @@ def launch_options(actions: Actions) -> dict[str, Any]:
             button_primary_background_fill_hover_dark="*primary_800",
         ),
         "css_paths": STYLE,
+        "head": NARROW,
         "allowed_paths": [str(actions.shelf.folder)],
         "max_file_size": MAX_UPLOAD,
         "max_threads": MAX_THREADS,

@@ -80,7 +80,7 @@ def visit(browser: Any, served: Served) -> Iterator[Visit]:
     opened.context.close()
 
 
-def judged(visit: Visit, example: str = "Gearbox, faulty 1") -> None:
+def judged(visit: Visit, example: str = "Gearbox, faulty 2") -> None:
     visit.press(example)
     visit.page.locator(".nf-gauge").wait_for()
     visit.page.locator(".nf-references li").first.wait_for()
